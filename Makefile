@@ -1,0 +1,50 @@
+# demo, test, dev: see README.md. Everything lives in .venv; nothing is installed outside it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo dev test lint slow benchmarks clean
+
+help:
+	@echo "make demo         raw rows to an answered question, on the embedded example"
+	@echo "make dev          the whole platform: Dagster UI :3000, MLflow :5000, endpoints"
+	@echo "make test         lint, types, import contracts, tests"
+	@echo "make slow         the tests that take minutes"
+	@echo "make benchmarks   the figures of docs/benchmarks.md"
+
+setup: $(READY)
+
+$(READY): requirements.lock pyproject.toml
+	@echo "setting up $(VENV) (some minutes, once)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $(READY)
+
+demo: setup
+	@$(BIN)/ftaas demo
+
+dev: setup
+	@$(BIN)/ftaas dev
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/pytest -m "not slow"
+
+slow: setup
+	$(BIN)/pytest -m slow
+
+benchmarks: setup
+	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.overhead
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache
