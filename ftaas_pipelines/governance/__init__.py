@@ -1,0 +1,1 @@
+"""WHY IT IS ALLOWED: the ledger, the policy, the gates."""

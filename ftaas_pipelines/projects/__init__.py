@@ -1,0 +1,1 @@
+"""The contracts people write, `project.yaml` and `policy/platform.yaml`: strict, all errors at once."""

@@ -1,0 +1,171 @@
+"""The contract of `policy/platform.yaml`: what holds for every project. A project may only tighten it."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import get_args
+
+from pydantic import Field, field_validator
+
+from ftaas_pipelines.errors import Problem
+from ftaas_pipelines.projects import yaml_lines
+from ftaas_pipelines.projects.project import (
+    Environment,
+    People,
+    Project,
+    Section,
+    Sensitivity,
+    Signers,
+    Thresholds,
+    Tier,
+)
+
+ROLES = ("owner", "sme", "rai", "approver")
+
+
+class Roles(Section):
+    """Who may hold a role: e-mails, or patterns such as `*@acme.org`."""
+
+    owner: list[str] = []
+    sme: list[str] = []
+    rai: list[str] = []
+    approver: list[str] = []
+
+    def allows(self, role: str, email: str) -> bool:
+        return any(fnmatch(email.lower(), pattern.lower()) for pattern in getattr(self, role))
+
+
+class TierPolicy(Section):
+    """The least that a risk tier asks for."""
+
+    sme: Signers = 1
+    rai: Signers = 1
+    approvals: dict[Environment, Signers] = {"staging": 0, "production": 1}
+    thresholds: Thresholds = Field(default={}, description="least test scores, as in a project")
+
+
+class Experiments(Section):
+    """What may be trained on data nobody signed."""
+
+    sensitivity: list[Sensitivity] = ["public", "internal"]
+    max_training_minutes: float = Field(default=15, gt=0)
+
+
+class PlatformPolicy(Section):
+    roles: Roles
+    tiers: dict[Tier, TierPolicy]
+    separation_of_duties: bool = Field(
+        default=True, description="who owns the data or started the training never signs it"
+    )
+    must_beat_naive: bool = Field(default=True, description="no release that loses to a naive baseline")
+    experiments: Experiments = Experiments()
+
+    @field_validator("tiers")
+    @classmethod
+    def _every_tier(cls, tiers: dict[Tier, TierPolicy]) -> dict[Tier, TierPolicy]:
+        # A tier left out must not quietly fall to a lenient default.
+        if missing := [tier for tier in get_args(Tier) if tier not in tiers]:
+            raise ValueError(f"says nothing of the tier {', '.join(missing)}")
+        return tiers
+
+    def tier(self, project: Project) -> TierPolicy:
+        return self.tiers[project.risk_tier]
+
+    def signers(self, people: People, role: str) -> set[str]:
+        """The e-mails (lower case) that may sign in a role: an owner never does where duties are separate."""
+        barred = people.owners if self.separation_of_duties else []
+        return {p.lower() for p in people.holding(role)} - {p.lower() for p in barred}
+
+    def reviews(self, project: Project) -> dict[str, int]:
+        """How many SMEs and RAI reviewers must sign the dataset: policy, or more."""
+        tier = self.tier(project)
+        return {
+            "sme": max(tier.sme, project.reviews.sme or 0),
+            "rai": max(tier.rai, project.reviews.rai or 0),
+        }
+
+    def approvals(self, project: Project, environment: str) -> int:
+        """How many approvers an environment asks for; 0: it passes by policy."""
+        own = dict(project.reviews.approvals).get(environment, 0)  # type: ignore[arg-type]
+        return max(self.tier(project).approvals.get(environment, 0), own)  # type: ignore[arg-type]
+
+    def thresholds(self, project: Project) -> dict[str, float]:
+        """Least scores: the higher of policy and project, key by key."""
+        out = dict(self.tier(project).thresholds)
+        for key, value in project.evaluation.thresholds.items():
+            out[key] = max(value, out.get(key, value))
+        return out
+
+
+def load(path: Path) -> PlatformPolicy:
+    """Read the platform policy. Raises InputInvalid with every error in it."""
+    return yaml_lines.parse(path, PlatformPolicy)[0]
+
+
+def conflicts(policy: PlatformPolicy, project: Project, path: Path, lines: yaml_lines.Lines) -> list[Problem]:
+    """Where a project asks for what the policy does not allow, or names too few people for it."""
+
+    def problem(what: str, place: tuple[str | int, ...], got: str, do: str) -> Problem:
+        return Problem(what, f"{path}:{yaml_lines.line_of(lines, place)}", got, do)
+
+    found: list[Problem] = []
+    fields = {"owner": "owners", "sme": "smes", "rai": "rai_reviewers", "approver": "approvers"}
+    for role, field in fields.items():
+        for i, email in enumerate(project.people.holding(role)):
+            if not policy.roles.allows(role, email):
+                found.append(
+                    problem(
+                        f"the platform policy does not allow this person as {role}",
+                        ("people", field, i),
+                        email,
+                        f"name another, or have roles.{role} in the platform policy changed",
+                    )
+                )
+    tier = policy.tier(project)
+    asked: list[tuple[tuple[str, ...], float | None, float]] = [
+        (("reviews", "sme"), project.reviews.sme, tier.sme),
+        (("reviews", "rai"), project.reviews.rai, tier.rai),
+    ]
+    asked += [
+        (("reviews", "approvals", env), count, tier.approvals.get(env, 0))
+        for env, count in project.reviews.approvals.items()
+    ]
+    asked += [
+        (("evaluation", "thresholds", key), value, tier.thresholds.get(key, value))
+        for key, value in project.evaluation.thresholds.items()
+    ]
+    for place, value, least in asked:
+        if value is not None and value < least:
+            found.append(
+                problem(
+                    f"loosens the platform policy, which asks for at least {least:g} at risk tier "
+                    f"{project.risk_tier}",
+                    place,
+                    f"{value:g}",
+                    "raise it or leave it out",
+                )
+            )
+    needed = {**policy.reviews(project)}
+    needed["approver"] = max(policy.approvals(project, e) for e in project.serving.environments)
+    able = {role: policy.signers(project.people, role) for role in needed}
+    short_of = [(role, count, len(able[role])) for role, count in needed.items() if len(able[role]) < count]
+    for role, count, there in short_of:
+        found.append(
+            problem(
+                f"{count} {role} sign-off(s) are needed, but people.{fields[role]} names fewer who may sign"
+                + (" (owners may not)" if policy.separation_of_duties else ""),
+                ("people", fields[role]),
+                str(there),
+                "name enough people",
+            )
+        )
+    together = needed["sme"] + needed["rai"]
+    if not short_of and len(able["sme"] | able["rai"]) < together:
+        found.append(
+            problem(
+                f"the dataset needs {together} different people: nobody signs it in two roles",
+                ("people",),
+                ", ".join(sorted(able["sme"] | able["rai"])),
+                "name someone else as SME or as Responsible-AI reviewer",
+            )
+        )
+    return found

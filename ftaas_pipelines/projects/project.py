@@ -1,0 +1,310 @@
+"""The contract of `project.yaml`: one use case, in at most a page. Defaults are meant to be good.
+
+Every field's unit is in its name or its description; `ftaas project schema` prints all of it.
+"""
+
+import re
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from ftaas_pipelines.errors import InputInvalid
+
+Task = Literal["qa", "chat", "functions", "agents", "classification", "correction", "extraction"]
+Tier = Literal["low", "medium", "high"]
+Sensitivity = Literal["public", "internal", "confidential", "restricted"]
+Format = Literal["alpaca", "prompt_completion", "text_target", "messages"]
+Environment = Literal["staging", "production"]
+MetricName = Literal["exact_match", "token_f1", "rouge_l", "chrf"]
+Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
+Signers = Annotated[int, Field(ge=0, le=9)]
+SENSITIVITIES: tuple[Sensitivity, ...] = ("public", "internal", "confidential", "restricted")
+
+
+def _scores_in_range(thresholds: dict[str, float]) -> dict[str, float]:
+    for key, value in thresholds.items():
+        slice_name, _, metric = key.rpartition(".")
+        if metric not in get_args(MetricName):
+            raise ValueError(f"'{key}' names no metric; use {', '.join(get_args(MetricName))}")
+        if slice_name not in ("", "structured", "text"):
+            raise ValueError(f"'{key}' names no slice; use structured or text")
+        top = 100.0 if metric == "chrf" else 1.0
+        if not 0 <= value <= top:
+            raise ValueError(f"'{key}' must lie between 0 and {top:g}, got {value:g}")
+    return thresholds
+
+
+Thresholds = Annotated[dict[str, float], AfterValidator(_scores_in_range)]
+
+
+class Section(BaseModel):
+    """A part of the file: unknown keys are errors, values are never bent into shape."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class People(Section):
+    """Who is who, by e-mail. The platform policy must allow each in that role."""
+
+    owners: list[Email] = Field(min_length=1)
+    smes: list[Email] = Field(default=[], description="domain experts who may sign the dataset")
+    rai_reviewers: list[Email] = Field(default=[], description="Responsible-AI reviewers")
+    approvers: list[Email] = Field(default=[], description="who may approve a release")
+
+    def holding(self, role: str) -> list[str]:
+        """The e-mails of a role: owner, sme, rai or approver."""
+        lists = {
+            "owner": self.owners,
+            "sme": self.smes,
+            "rai": self.rai_reviewers,
+            "approver": self.approvers,
+        }
+        return lists[role]
+
+
+class Source(Section):
+    """Where rows come from."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    path: str = Field(description="a file, relative to the project folder")
+    split: Literal["train", "validation", "test", "challenge"] | None = Field(
+        default=None,
+        description="set when the source already is a split; a challenge is scored separately",
+    )
+    licence: str = ""
+    owner: str = ""
+    vendor: str = ""
+    purpose: str = ""
+
+
+class Cleaning(Section):
+    """What happens to every text. Off means untouched."""
+
+    unicode_nfc: bool = True
+    control_characters: bool = Field(default=True, description="remove them (tab and newline stay)")
+    strip: bool = Field(default=True, description="white space at both ends")
+    collapse_white_space: bool = Field(default=False, description="destroys code: off by default")
+    min_characters: int = Field(default=1, ge=0)
+    max_characters: int = Field(default=20_000, ge=1)
+
+    @model_validator(mode="after")
+    def _some_length_fits(self) -> "Cleaning":
+        if self.min_characters > self.max_characters:
+            raise ValueError("min_characters is above max_characters: no text would stay")
+        return self
+
+
+class Splits(Section):
+    """How records without a split of their own are shared out, by hash of their group."""
+
+    validation: float = Field(default=0.1, ge=0, lt=0.5, description="share of the records")
+    test: float = Field(default=0.1, ge=0, lt=0.5, description="share; ignored when a source is the test")
+    group_by: str | None = Field(default=None, description="column whose equal values stay together")
+    seed: int = 0
+
+
+class Quality(Section):
+    """The Great Expectations suite: a default per format plus `expectations`."""
+
+    min_records: int = Field(default=20, ge=1)
+    max_dropped_share: float = Field(default=0.2, ge=0, le=1, description="of records cleaning drops")
+    expectations: list[dict[str, Any]] = Field(
+        default=[], description="Great Expectations: {type, kwargs, severity: error|warn}"
+    )
+
+
+class Dataset(Section):
+    sources: list[Source] = Field(min_length=1)
+    format: Format | None = Field(default=None, description="detected when left out")
+    columns: dict[str, str] = Field(default={}, description="our name: the file's name")
+    encoding: str = "utf-8"
+    cleaning: Cleaning = Cleaning()
+    splits: Splits = Splits()
+    quality: Quality = Quality()
+    system: str = Field(default="", description="system message put before every prompt")
+
+    @field_validator("sources")
+    @classmethod
+    def _names_differ(cls, sources: list[Source]) -> list[Source]:
+        names = [s.name for s in sources]
+        doubles = sorted({n for n in names if names.count(n) > 1})
+        if doubles:
+            raise ValueError(f"two sources are named {', '.join(doubles)}")
+        if any(s.split == "challenge" and s.name == "test" for s in sources):
+            raise ValueError(
+                "a challenge may not be named 'test': its score stands beside that of the test split"
+            )
+        return sources
+
+    @field_validator("encoding")
+    @classmethod
+    def _encoding_known(cls, encoding: str) -> str:
+        try:
+            "".encode(encoding)
+        except LookupError:
+            raise ValueError(f"no such encoding: {encoding}") from None
+        return encoding
+
+
+class Reviews(Section):
+    """How many people must sign; the platform policy's minimum for the risk tier holds anyway."""
+
+    sme: Signers | None = None
+    rai: Signers | None = None
+    approvals: dict[Environment, Signers] = {}
+    row_sample: int = Field(default=0, ge=0, description="rows to ask reviewers about; 0: none")
+
+
+class BaseModelRef(Section):
+    """The model that is fine-tuned."""
+
+    id: str = Field(description="embedded/NAME, a folder, or a Hugging Face Hub id")
+    revision: str = Field(default="main", description="Hub branch, tag or commit")
+    licence: str = ""
+    family: Literal["causal", "seq2seq"] | None = Field(default=None, description="read off the model")
+
+
+class LoRA(Section):
+    kind: Literal["lora"] = "lora"
+    r: int = Field(default=8, ge=1, le=512)
+    alpha: int = Field(default=16, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | list[str] = "all-linear"
+
+
+class FullFineTuning(Section):
+    kind: Literal["full"]
+
+
+class Training(Section):
+    """How long and how fast. Steps count optimizer updates."""
+
+    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; wins over epochs")
+    epochs: float = Field(default=3.0, gt=0)
+    batch_size: int = Field(default=16, ge=1, description="examples per device and forward pass")
+    gradient_accumulation: int = Field(default=1, ge=1, description="forward passes per step")
+    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_steps: int = Field(default=0, ge=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    max_seq_tokens: int = Field(default=512, ge=8)
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_steps: int | None = Field(default=None, ge=1, description="default: ten times a run")
+    save_steps: int | None = Field(default=None, ge=1, description="default: ten times a run")
+
+
+class Recipe(Section):
+    """One way to train; its adapter asset is `adapter_<name>`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,19}$")
+    method: Literal["sft"] = "sft"
+    adapter: Annotated[LoRA | FullFineTuning, Field(discriminator="kind")] = LoRA()
+    training: Training = Training()
+    description: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_adapter(cls, value: Any) -> Any:
+        adapter = value.get("adapter") if isinstance(value, dict) else None
+        if isinstance(adapter, dict) and "kind" not in adapter:
+            return {**value, "adapter": {"kind": "lora", **adapter}}
+        return value
+
+
+class Evaluation(Section):
+    metrics: list[MetricName] = ["exact_match", "token_f1", "rouge_l", "chrf"]
+    primary: MetricName = Field(
+        default="exact_match", description="chooses the candidate; must beat the naive"
+    )
+    thresholds: Thresholds = Field(
+        default={}, description="least test score, by `metric` or `slice.metric` (slices: structured, text)"
+    )
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    samples: int = Field(default=8, ge=0, description="answers shown side by side")
+    max_records: int | None = Field(default=None, ge=1, description="score at most so many, by seed")
+
+    @model_validator(mode="after")
+    def _metrics_are_scored(self) -> "Evaluation":
+        asked = [self.primary, *(key.rpartition(".")[2] for key in self.thresholds)]
+        if unscored := sorted(set(asked) - set(self.metrics)):
+            raise ValueError(
+                f"{', '.join(unscored)} is asked for but not among the metrics; add it to metrics"
+            )
+        return self
+
+
+class Serving(Section):
+    environments: list[Environment] = Field(default=["staging", "production"], min_length=1)
+    max_new_tokens: int = Field(default=128, ge=1, le=4096)
+    smoke_questions: int = Field(default=8, ge=1, le=64, description="test prompts asked after a deployment")
+
+    @field_validator("environments")
+    @classmethod
+    def _environments_differ(cls, environments: list[Environment]) -> list[Environment]:
+        if len(set(environments)) < len(environments):
+            raise ValueError("an environment stands twice")
+        return environments
+
+
+class Budget(Section):
+    usd: float | None = Field(default=None, ge=0)
+    training_minutes: float | None = Field(default=None, gt=0, description="a training may take at most this")
+    usd_per_hour: float = Field(default=0.0, ge=0, description="price of the machine that trains")
+
+
+class Retraining(Section):
+    cron: str | None = Field(default=None, description="take changed data at these times")
+    on_change: bool = Field(default=True, description="take changed data at once when no cron is set")
+
+    @field_validator("cron")
+    @classmethod
+    def _five_fields(cls, cron: str | None) -> str | None:
+        if cron is not None and not re.fullmatch(r"\S+(\s+\S+){4}", cron):
+            raise ValueError("a cron expression has five fields, such as '0 6 * * 1'")
+        return cron
+
+
+class Project(Section):
+    """One `project.yaml`."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=60)
+    title: str
+    task: Task
+    intended_use: str
+    people: People
+    dataset: Dataset
+    base_model: BaseModelRef
+    recipes: list[Recipe] = Field(default=[Recipe(name="lora")], min_length=1)
+    evaluation: Evaluation = Evaluation()
+    industry: str = ""
+    department: str = ""
+    customer: str = ""
+    not_for: str = ""
+    business_kpi: str = ""
+    risk_tier: Tier = "low"
+    data_sensitivity: Sensitivity = "internal"
+    reviews: Reviews = Reviews()
+    serving: Serving = Serving()
+    budget: Budget = Budget()
+    retraining: Retraining = Retraining()
+
+    @field_validator("recipes")
+    @classmethod
+    def _recipe_names_differ(cls, recipes: list[Recipe]) -> list[Recipe]:
+        if len({r.name for r in recipes}) < len(recipes):
+            raise ValueError("two recipes have the same name")
+        return recipes
+
+    def recipe(self, name: str) -> Recipe:
+        """The recipe of that name.
+
+        Raises:
+            InputInvalid: there is none.
+        """
+        for recipe in self.recipes:
+            if recipe.name == name:
+                return recipe
+        known = ", ".join(r.name for r in self.recipes)
+        raise InputInvalid("there is no recipe of this name", self.name, name, f"known: {known}")

@@ -1,0 +1,1 @@
+"""WHO LOOKS AND WHO SIGNS: requests, verdicts, decisions."""
