@@ -1,0 +1,1 @@
+"""WHAT HAPPENS TO MY DATASET: sources, formats, records, cleaning, findings, quality, splits."""

@@ -1,0 +1,67 @@
+"""The spec a stage is handed: `inputs` are identity, `run` is circumstance."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ftaas_pipelines.errors import SpecUnusable
+from ftaas_pipelines.store import digest_of
+
+Stage = Literal["prepare", "train", "evaluate", "build"]
+
+
+class Run(BaseModel):
+    """Where this run finds and puts things; nothing here changes what is made.
+
+    `files` maps a source name to the file it is read from; `base_path` is the folder of the base
+    model; `grant` is what `governance.gates.require()` gave the asset (None when ungoverned).
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    home: Path
+    store: Path
+    ledger: str
+    actor: str
+    files: dict[str, Path] = {}
+    base_path: Path | None = None
+    grant: dict[str, Any] | None = None
+    experiment: bool = False
+    usd_per_hour: float = 0.0
+    max_minutes: float | None = None
+
+
+class Spec(BaseModel):
+    """`asset` says what is made: dataset, splits, adapter_<recipe>, candidate, evaluation or bento."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    stage: Stage
+    project: str
+    asset: str
+    inputs: dict[str, Any]
+    run: Run
+
+    @property
+    def input_digest(self) -> str:
+        """Answers "was this already made?". Experiments never share a name with governed work."""
+        identity: dict[str, Any] = {"stage": self.stage, "inputs": self.inputs}
+        if self.run.experiment:
+            identity["experiment"] = True
+        return digest_of(identity)
+
+
+def read(path: Path) -> Spec:
+    """Read a spec file.
+
+    Raises:
+        SpecUnusable: not there, not JSON, or not a spec.
+    """
+    try:
+        return Spec.model_validate(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError, ValidationError) as error:
+        raise SpecUnusable(
+            "is not a stage spec", str(path), str(error).splitlines()[0], "let `ftaas run` write it"
+        ) from None
