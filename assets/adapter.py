@@ -1,0 +1,129 @@
+"""`adapter_<recipe>`: trained, behind the gate that asks for signed splits."""
+
+import base64
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from assets import activity
+from assets.automation import when_signed
+from assets.builder_types import Definition
+from assets.line import open_line
+from assets.making import Made, attempt, by_stage, result, tracked_run
+from assets.naming import common, key
+from ftaas_pipelines import settings
+from ftaas_pipelines.errors import Refused
+from ftaas_pipelines.governance import gates
+from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.project import Recipe
+from ftaas_pipelines.store import Artifact
+from resources.launcher import SubprocessLauncher
+from resources.tracking import Tracking
+
+CHECK = "human_sign_off"
+
+
+def define(loaded: Loaded) -> list[Definition]:
+    return [d for recipe in loaded.project.recipes for d in (_adapter(loaded, recipe), _learning(loaded, recipe))]
+
+
+def _adapter(loaded: Loaded, recipe: Recipe) -> dg.AssetsDefinition:
+    name = f"adapter_{recipe.name}"
+    asset_key, sign_off = key(loaded, name), key(loaded, "dataset_sign_off")
+    how = "LoRA" if recipe.adapter.kind == "lora" else "full fine-tuning"
+    description = f"{recipe.description or recipe.name}: {recipe.method.upper()}, {how}."
+
+    @dg.asset(
+        **common(loaded, name, description, "pytorch"),
+        deps=[key(loaded, "splits"), key(loaded, "dataset_review_request"), sign_off],
+        check_specs=[
+            dg.AssetCheckSpec(CHECK, asset=asset_key, blocking=True, description="SME and RAI signed these splits.")
+        ],
+        output_required=False,
+        automation_condition=when_signed(sign_off),
+        pool="gpu",
+    )
+    def adapter(
+        context: dg.AssetExecutionContext, launcher: SubprocessLauncher, tracking: Tracking
+    ) -> Iterator[Any]:
+        line = open_line(loaded.name, settings.load())
+        with attempt(context, line, name):
+            requirement = line.training_requirement()
+        try:
+            grant = gates.require(line.ledger, requirement, asset=name, actor=line.settings.who)
+        except Refused as refusal:
+            with_dataset = key(loaded, "dataset") in context.job_def.asset_layer.selected_asset_keys
+            waits = with_dataset and not gates.standing(line.ledger, requirement).refusals
+            severity = dg.AssetCheckSeverity.WARN if waits else dg.AssetCheckSeverity.ERROR
+            yield dg.AssetCheckResult(
+                passed=False, check_name=CHECK, asset_key=asset_key, severity=severity, description=str(refusal)
+            )
+            if waits:  # green: red never means "waiting for Anna"
+                context.log.info(str(refusal))
+                return
+            activity.note(line.settings.home, loaded.name, name, "failed", context.run_id, error=refusal)
+            raise dg.Failure(str(refusal), allow_retries=False) from refusal
+        spec = line.adapter_spec(line.project.recipe(recipe.name), grant.as_dict())
+        with attempt(context, line, name, spec.input_digest):
+            if line.store.find(spec.input_digest):
+                made, link = by_stage(context, line, spec, launcher), None
+            else:
+                with tracked_run(tracking, line, spec, context.run_id) as run:
+                    made, link = by_stage(context, line, spec, launcher, run), run
+                    run.tag(adapter=made.artifact.digest)
+        url = mlflow_link(line.settings, link.experiment_id, link.run_id) if link else None
+        yield result(made, **adapter_metadata(made, url))
+        yield dg.AssetCheckResult(passed=True, check_name=CHECK, asset_key=asset_key, metadata=grant.as_dict())
+
+    return adapter
+
+
+def adapter_metadata(made: Made, mlflow_url: str | None) -> dict[str, Any]:
+    """What a person wants to see of a training: the curve, the cost, the run."""
+    artifact = made.artifact
+    picture = base64.b64encode(artifact.file("beside/loss.png").read_bytes()).decode()
+    attested = artifact.attestation
+    shown: dict[str, Any] = {
+        "loss": dg.MetadataValue.md(f"![training and validation loss](data:image/png;base64,{picture})"),
+        "steps": artifact.content["steps"],
+        "trainable_parameters": artifact.content["trainable_parameters"],
+        "training_seconds": round(float(attested["seconds"]), 1),
+        "cost_usd": round(float(attested["cost_usd"]), 4),
+    }
+    if mlflow_url:
+        shown["mlflow"] = dg.MetadataValue.url(mlflow_url)
+    return shown
+
+
+def mlflow_link(config: settings.Settings, experiment_id: str, run_id: str) -> str:
+    """Where the MLflow UI of `make dev` shows a run."""
+    root = config.mlflow if config.mlflow.startswith("http") else f"http://127.0.0.1:{config.port_mlflow}"
+    return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def _learning(loaded: Loaded, recipe: Recipe) -> dg.AssetChecksDefinition:
+    name = f"adapter_{recipe.name}"
+
+    @dg.asset_check(asset=key(loaded, name), name="learning", description="The training loss went down.")
+    def learning() -> dg.AssetCheckResult:
+        line = open_line(loaded.name, settings.load())
+        artifact = line.adapter(line.project.recipe(recipe.name))
+        if artifact is None:
+            raise dg.Failure("the adapter is not made for the current content", allow_retries=False)
+        first, last = loss_ends(artifact)
+        return dg.AssetCheckResult(
+            passed=last < first,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=f"training loss {first:.3f} at the start, {last:.3f} at the end",
+        )
+
+    return learning
+
+
+def loss_ends(artifact: Artifact) -> tuple[float, float]:
+    """The first and the last training loss that were logged."""
+    lines = artifact.file("beside/metrics.jsonl").read_text("utf-8").splitlines()
+    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+    return losses[0], losses[-1]

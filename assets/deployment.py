@@ -1,0 +1,195 @@
+"""`deployment_<env>`: a release that runs, is healthy and answers as it was evaluated."""
+
+import json
+from typing import Any
+
+import dagster as dg
+
+from assets.automation import when_signed
+from assets.builder_types import Definition
+from assets.line import Line, open_line
+from assets.making import attempt, table
+from assets.naming import common, key
+from ftaas_pipelines import settings
+from ftaas_pipelines.errors import FtaasError
+from ftaas_pipelines.governance import gates
+from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.serving import deployments
+from ftaas_pipelines.store import Artifact, short
+from resources.tracking import Tracking
+
+HEALTHY_WITHIN_S = 180
+
+
+def define(loaded: Loaded) -> list[Definition]:
+    return [
+        d
+        for environment in loaded.project.serving.environments
+        for d in (_deployment(loaded, environment), *_checks(loaded, environment))
+    ]
+
+
+def _deployment(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
+    name = f"deployment_{environment}"
+    approval = key(loaded, f"approval_{environment}")
+
+    @dg.asset(
+        **common(loaded, name, f"The release that answers in {environment}.", "bentoml"),
+        deps=[key(loaded, "release"), key(loaded, f"approval_request_{environment}"), approval],
+        automation_condition=when_signed(approval),
+        check_specs=[
+            dg.AssetCheckSpec(
+                "human_sign_off", asset=key(loaded, name), blocking=True, description="Approved for this environment."
+            )
+        ],
+        output_required=False,
+    )
+    def deployment(context: dg.AssetExecutionContext, tracking: Tracking):  # noqa: ANN202 a Dagster generator
+        line = open_line(loaded.name, settings.load())
+        asset_key = key(loaded, name)
+        with attempt(context, line, name):
+            requirement = line.deployment_requirement(environment)
+        found = gates.standing(line.ledger, requirement)
+        with_release = key(loaded, "release") in context.job_def.asset_layer.selected_asset_keys
+        if not found.satisfied and not found.refusals and with_release:
+            waiting = gates.awaited(line.ledger, requirement, name)
+            said = str(gates.refusal(requirement, found, waiting, name))
+            yield dg.AssetCheckResult(
+                passed=False,
+                check_name="human_sign_off",
+                asset_key=asset_key,
+                severity=dg.AssetCheckSeverity.WARN,
+                description=said,
+            )
+            context.log.info(said)
+            return
+        with attempt(context, line, name, requirement.digest):
+            grant = gates.require(line.ledger, requirement, asset=name, actor=line.settings.who)
+            assert line.release is not None
+            with line.store.lease(f"deploy-{environment}-{loaded.name}", line.settings.lease_wait_s):
+                served = deploy(line, environment, line.release, tracking)
+        url = served["url"]
+        yield dg.MaterializeResult(
+            asset_key=asset_key,
+            data_version=dg.DataVersion(line.release.digest),
+            metadata={
+                "release": line.release.digest,
+                "endpoint": dg.MetadataValue.url(f"{url}/v1"),
+                "swagger": dg.MetadataValue.url(f"{url}/docs"),
+            },
+        )
+        yield dg.AssetCheckResult(
+            passed=True, check_name="human_sign_off", asset_key=asset_key, metadata=grant.as_dict()
+        )
+
+    return deployment
+
+
+def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) -> dict[str, Any]:
+    """Serve a release: bring it up, record it, and in production make it champion.
+
+    Repeating it is harmless: what already serves stays, what is already recorded is not recorded again.
+
+    Raises:
+        FtaasError: it did not become healthy; what answered before still does.
+    """
+    project, ledger = line.project.name, line.ledger
+    current = deployments.current(line.settings, environment, project)
+    if current and current["pinned"]:
+        raise FtaasError(
+            f"{environment} is pinned to release {short(current['release'])}",
+            f"{project}/deployment_{environment}",
+            do=f"`ftaas deployment unpin {project} --env {environment}` first",
+        )
+    content = release.content
+    served = deployments.up(
+        line.settings,
+        environment,
+        deployments.ReleaseToServe(
+            project=project,
+            release=release.digest,
+            adapter=content["adapter"],
+            bento=content["bento"],
+            base=content["base"],
+            runtime=content["runtime"],
+            base_path=line.base_path,
+        ),
+        wait_s=HEALTHY_WITHIN_S,
+    )
+    said = [e for e in ledger.entries("deployment", project=project) if e.body["environment"] == environment]
+    if not said or said[-1].subject != release.digest:
+        body = {"environment": environment, "url": served["url"], "adapter": content["adapter"]}
+        ledger.append("deployment", release.digest, body, project=project, actor=line.settings.who)
+    if environment == "production":
+        make_champion(line, release, tracking)
+    return served
+
+
+def make_champion(line: Line, release: Artifact, tracking: Tracking) -> None:
+    """Move the champion to a release that is healthy in production."""
+    entries = line.ledger.entries("champion", project=line.project.name)
+    if not entries or entries[-1].subject != release.digest:
+        line.ledger.append(
+            "champion",
+            release.digest,
+            {"adapter": release.content["adapter"]},
+            project=line.project.name,
+            actor=line.settings.who,
+        )
+    tracking.champion(line.settings.mlflow, line.project.name, release.digest)
+
+
+def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
+    asset = key(loaded, f"deployment_{environment}")
+
+    @dg.asset_check(asset=asset, name="smoke", description="It answers.")
+    def smoke() -> dg.AssetCheckResult:
+        line = open_line(loaded.name, settings.load())
+        question = _test_rows(line)[0]["prompt"]
+        answer = deployments.ask(line.settings, environment, loaded.name, question)
+        return dg.AssetCheckResult(
+            passed=bool(answer["answer"].strip()),
+            description=f"answered in {answer['latency_ms']:.0f} ms",
+            metadata={"question": question, "answer": answer["answer"], "response_id": answer["response_id"]},
+        )
+
+    @dg.asset_check(
+        asset=asset,
+        name="served_equals_evaluated",
+        description="Test questions get the very answers they got in the evaluation.",
+    )
+    def served_equals_evaluated() -> dg.AssetCheckResult:
+        rows = compare_served(open_line(loaded.name, settings.load()), environment)
+        equal = sum(r["served"] == r["evaluated"] for r in rows)
+        return dg.AssetCheckResult(
+            passed=equal == len(rows),
+            description=f"{equal} of {len(rows)} answers are the same, character by character",
+            metadata={"answers": table(rows, ["prompt", "evaluated", "served"])},
+        )
+
+    return [smoke, served_equals_evaluated]
+
+
+def compare_served(line: Line, environment: str) -> list[dict[str, str]]:
+    """Ask the endpoint test questions; the answers beside those of the evaluation."""
+    found: list[dict[str, str]] = []
+    for row in _test_rows(line)[: line.project.serving.smoke_questions]:
+        asked = deployments.ask(
+            line.settings,
+            environment,
+            line.project.name,
+            row["prompt"],
+            system=line.project.dataset.system or None,
+            max_tokens=line.project.evaluation.max_new_tokens,
+        )
+        found.append(
+            {"prompt": row["prompt"], "evaluated": row["answers"]["candidate"], "served": asked["answer"]}
+        )
+    return found
+
+
+def _test_rows(line: Line) -> list[dict[str, Any]]:
+    if line.evaluation is None:
+        raise dg.Failure("the evaluation is not made for the current content", allow_retries=False)
+    with line.evaluation.file("answers.jsonl").open(encoding="utf-8") as lines:
+        return [row for row in map(json.loads, lines) if row["set"] == "test"]

@@ -1,0 +1,1 @@
+"""What carries the line on: changed sources, decisions, run status, automation."""

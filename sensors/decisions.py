@@ -1,0 +1,72 @@
+"""One sensor turns valid sign-offs in the ledger into Dagster events, which carry the line on."""
+
+import json
+
+import dagster as dg
+
+from assets.line import Line, NotMade, open_line
+from ftaas_pipelines import settings
+from ftaas_pipelines.errors import FtaasError
+from ftaas_pipelines.governance import gates
+from ftaas_pipelines.governance.gates import Requirement
+from ftaas_pipelines.projects.catalog import Loaded
+
+Told = dict[str, str]
+
+
+def sign_off_events(line: Line, told: Told) -> list[dg.AssetMaterialization]:
+    """The sign-offs that hold and were not told yet; `told` (asset to digest) is brought up to date."""
+    events: list[dg.AssetMaterialization] = []
+    project = line.project
+    asked: list[tuple[str, str]] = [("dataset_sign_off", "")]
+    asked += [(f"approval_{e}", e) for e in project.serving.environments]
+    for asset, environment in asked:
+        label = f"{project.name}/{asset}"
+        try:
+            requirement = _requirement(line, environment)
+        except NotMade:
+            continue
+        found = gates.standing(line.ledger, requirement)
+        if not found.satisfied:
+            told.pop(label, None)
+        elif told.get(label) != requirement.digest:
+            told[label] = requirement.digest
+            signers = [f"{e.actor} as {e.body['role']}: {e.body['comment']}" for e in found.decisions]
+            events.append(
+                dg.AssetMaterialization(
+                    dg.AssetKey([project.name, asset]),
+                    metadata={
+                        "for_data_version": requirement.digest,
+                        "signed by": dg.MetadataValue.md(
+                            "\n".join(f"- {s}" for s in signers) or "passes by platform policy"
+                        ),
+                    },
+                    tags={"dagster/data_version": requirement.digest},
+                )
+            )
+    return events
+
+
+def _requirement(line: Line, environment: str) -> Requirement:
+    return line.deployment_requirement(environment) if environment else line.training_requirement()
+
+
+def decisions_sensor(projects: list[Loaded]) -> dg.SensorDefinition:
+    @dg.sensor(
+        name="decisions",
+        minimum_interval_seconds=10,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports sign-offs and approvals that the ledger holds as events of their assets.",
+        asset_selection=dg.AssetSelection.all(include_sources=True),
+    )
+    def decisions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+        told: Told = json.loads(context.cursor or "{}")
+        events: list[dg.AssetMaterialization] = []
+        for loaded in projects:
+            try:
+                events += sign_off_events(open_line(loaded.name, settings.load()), told)
+            except FtaasError as error:  # one broken project must not silence the others
+                context.log.warning(str(error))
+        return dg.SensorResult(asset_events=events, cursor=json.dumps(told))
+
+    return decisions
