@@ -106,8 +106,9 @@ class Ledger:
             self._engine = sa.create_engine(url, connect_args={"timeout": 60})
             # SQLAlchemy's default lets SQLite begin lazily; the chain needs the write lock first.
             sa.event.listen(self._engine, "connect", _autocommit_off)
-            sa.event.listen(self._engine, "begin", _begin_immediate)
-            with self._engine.begin() as connection:
+            sa.event.listen(self._engine, "begin", _begin)
+            self._writer = self._engine.execution_options(writes=True)
+            with self._writer.begin() as connection:
                 if not sa.inspect(connection).has_table("ledger"):
                     _METADATA.create_all(connection)
                     for trigger in _SQLITE_TRIGGERS:
@@ -122,7 +123,7 @@ class Ledger:
 
     def append(self, kind: str, subject: str, body: dict[str, Any], *, project: str, actor: str) -> Entry:
         """Add one signed entry."""
-        with self._engine.begin() as connection:
+        with self._writer.begin() as connection:
             last = connection.execute(
                 sa.select(_ENTRIES.c.seq, _ENTRIES.c.hash).order_by(_ENTRIES.c.seq.desc()).limit(1)
             ).first()
@@ -241,5 +242,6 @@ def _autocommit_off(connection: Any, _: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
 
 
-def _begin_immediate(connection: sa.Connection) -> None:
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin(connection: sa.Connection) -> None:
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
