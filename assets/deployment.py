@@ -11,11 +11,11 @@ from assets.line import Line, open_line
 from assets.making import attempt, table
 from assets.naming import common, key
 from ftaas_pipelines import settings
-from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
-from ftaas_pipelines.store import Artifact, short
+from ftaas_pipelines.serving.deployments import Deployment
+from ftaas_pipelines.store import Artifact
 from resources.tracking import Tracking
 
 HEALTHY_WITHIN_S = 180
@@ -68,7 +68,7 @@ def _deployment(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
             assert line.release is not None
             with line.store.lease(f"deploy-{environment}-{loaded.name}", line.settings.lease_wait_s):
                 served = deploy(line, environment, line.release, tracking)
-        url = served["url"]
+        url = served.url
         yield dg.MaterializeResult(
             asset_key=asset_key,
             data_version=dg.DataVersion(line.release.digest),
@@ -85,40 +85,29 @@ def _deployment(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
     return deployment
 
 
-def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) -> dict[str, Any]:
+def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) -> Deployment:
     """Serve a release: bring it up, record it, and in production make it champion.
 
     Repeating it is harmless: what already serves stays, what is already recorded is not recorded again.
 
     Raises:
+        Refused: the environment is pinned to another release.
         FtaasError: it did not become healthy; what answered before still does.
     """
     project, ledger = line.project.name, line.ledger
-    current = deployments.current(line.settings, environment, project)
-    if current and current["pinned"]:
-        raise FtaasError(
-            f"{environment} is pinned to release {short(current['release'])}",
-            f"{project}/deployment_{environment}",
-            do=f"`ftaas deployment unpin {project} --env {environment}` first",
-        )
     content = release.content
-    served = deployments.up(
+    wanted = deployments.release_to_serve(
         line.settings,
-        environment,
-        deployments.ReleaseToServe(
-            project=project,
-            release=release.digest,
-            adapter=content["adapter"],
-            bento=content["bento"],
-            base=content["base"],
-            runtime=content["runtime"],
-            base_path=line.base_path,
-        ),
-        wait_s=HEALTHY_WITHIN_S,
+        project,
+        release.digest,
+        line.store.get(content["bento"]),
+        str(line.base_path),
+        line.project.serving.max_new_tokens,
     )
+    served = deployments.up(line.settings, environment, wanted, wait_s=HEALTHY_WITHIN_S)
     said = [e for e in ledger.entries("deployment", project=project) if e.body["environment"] == environment]
     if not said or said[-1].subject != release.digest:
-        body = {"environment": environment, "url": served["url"], "adapter": content["adapter"]}
+        body = {"environment": environment, "url": served.url, "adapter": content["adapter"]}
         ledger.append("deployment", release.digest, body, project=project, actor=line.settings.who)
     if environment == "production":
         make_champion(line, release, tracking)
@@ -160,19 +149,19 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
     )
     def served_equals_evaluated() -> dg.AssetCheckResult:
         rows = compare_served(open_line(loaded.name, settings.load()), environment)
-        equal = sum(r["served"] == r["evaluated"] for r in rows)
+        equal = sum(r["same"] for r in rows)
         return dg.AssetCheckResult(
             passed=equal == len(rows),
-            description=f"{equal} of {len(rows)} answers are the same, character by character",
-            metadata={"answers": table(rows, ["prompt", "evaluated", "served"])},
+            description=f"{equal} of {len(rows)} answers are the same, token for token",
+            metadata={"answers": table(rows, ["same", "prompt", "evaluated", "served"])},
         )
 
     return [smoke, served_equals_evaluated]
 
 
-def compare_served(line: Line, environment: str) -> list[dict[str, str]]:
+def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
     """Ask the endpoint test questions; the answers beside those of the evaluation."""
-    found: list[dict[str, str]] = []
+    found: list[dict[str, Any]] = []
     for row in _test_rows(line)[: line.project.serving.smoke_questions]:
         asked = deployments.ask(
             line.settings,
@@ -183,7 +172,12 @@ def compare_served(line: Line, environment: str) -> list[dict[str, str]]:
             max_tokens=line.project.evaluation.max_new_tokens,
         )
         found.append(
-            {"prompt": row["prompt"], "evaluated": row["answers"]["candidate"], "served": asked["answer"]}
+            {
+                "prompt": row["prompt"],
+                "evaluated": row["answers"]["candidate"],
+                "served": asked["answer"],
+                "same": asked["token_ids"] == row["token_ids"]["candidate"],
+            }
         )
     return found
 

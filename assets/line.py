@@ -22,7 +22,8 @@ from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.projects.project import Recipe
-from ftaas_pipelines.serving import runtime
+from ftaas_pipelines.serving import deployments, runtime
+from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.serving.inputs import BentoInputs
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Run, Spec, Stage
@@ -282,6 +283,11 @@ class Line:
                 break
             before = entry.body["adapter"]
         return before
+
+    def deployed(self, environment: str) -> Deployment | None:
+        """What answers (or should answer) for this project in an environment."""
+        found = deployments.deployments(self.settings)
+        return next((d for d in found if (d.project, d.env) == (self.project.name, environment)), None)
 
     # -- plumbing ------------------------------------------------------------------------------
 

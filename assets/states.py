@@ -10,7 +10,6 @@ from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.evidence import release_problems
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.review import requests
-from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.store import Artifact, short
 
 State = Literal["missing", "fresh", "stale", "running", "waiting", "refused", "failed", "pinned"]
@@ -124,25 +123,25 @@ def _sign_off(line: Line, name: str, requirement: Requirement, request: str) -> 
 
 
 def _deployment(line: Line, name: str, environment: str) -> AssetState:
-    current = deployments.current(line.settings, environment, line.project.name)
-    if current and current["pinned"]:
-        why = f"pinned to release {short(current['release'])}: `ftaas deployment unpin {line.project.name}`"
-        return AssetState(name, "pinned", current["release"], why)
+    current = line.deployed(environment)
+    if current and current.pinned:
+        undo = f"`ftaas deployment unpin {line.project.name} --env {environment}`"
+        return AssetState(name, "pinned", current.release, f"pinned to release {short(current.release)}: {undo}")
     requirement = line.deployment_requirement(environment)
     found = gates.standing(line.ledger, requirement)
     if not found.satisfied:
         waiting = gates.awaited(line.ledger, requirement, name)
         state: State = "refused" if found.refusals else "waiting"
         refusal = gates.refusal(requirement, found, waiting, name)
-        return AssetState(name, state, current["release"] if current else None, str(refusal.problems[0]), None, waiting)
+        return AssetState(name, state, current.release if current else None, str(refusal.problems[0]), None, waiting)
     deployed = line.ledger.entries("deployment", project=line.project.name, subject=requirement.digest)
     done = [e for e in deployed if e.body["environment"] == environment]
-    if current and current["release"] == requirement.digest and current["state"] == "running" and done:
-        return AssetState(name, "fresh", requirement.digest, current["url"], done[-1].at)
+    if current and (current.release, current.state) == (requirement.digest, "running") and done:
+        return AssetState(name, "fresh", requirement.digest, current.url, done[-1].at)
     if current is None:
         return AssetState(name, "missing", None, "not running")
-    why = f"serves {short(current['release'])} ({current['state']}), not {short(requirement.digest)}"
-    return AssetState(name, "stale", current["release"], why)
+    why = f"serves {short(current.release)} ({current.state}), not {short(requirement.digest)}"
+    return AssetState(name, "stale", current.release, why)
 
 
 def _artifact(line: Line, name: str) -> AssetState:

@@ -1,24 +1,20 @@
 """A LLaMA-Factory or Axolotl YAML to the fields of a `project.yaml`. Nothing is dropped unsaid.
 
-LLaMA-Factory's keys are those of its `examples/train_lora/*.yaml`; Axolotl's of its `examples/`.
+One key to one of ours: `foreign_keys`. Here is what takes more than one key, and the file that comes out.
 """
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import yaml
 
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects import yaml_lines
-from ftaas_pipelines.projects.project import Training
-
-_SCHEDULES = get_args(Training.model_fields["schedule"].annotation)
-# Our place of a key, and how its value is turned; a ValueError says why it cannot be taken over.
-_Rule = tuple[str, Callable[[Any], Any]]
+from ftaas_pipelines.projects.foreign_keys import AXOLOTL, LLAMA_FACTORY, OURS
 
 
 @dataclass
@@ -45,6 +41,13 @@ class Imported:
     def leave(self, key: str, value: Any, why: str) -> None:
         self.left_out.append({"key": key, "value": json.dumps(value, default=str), "why": why})
 
+    def set_format(self, name: str, where: str) -> None:
+        """One project reads one format: a second one is said, not taken."""
+        if self.format in (None, name):
+            self.format = name
+        else:
+            self.leave(where, name, f"the data before it is {self.format}: convert it or leave it out")
+
 
 def convert(path: Path) -> Imported:
     """Read a training file of LLaMA-Factory or Axolotl.
@@ -54,9 +57,9 @@ def convert(path: Path) -> Imported:
     """
     value, lines = yaml_lines.read(path)
     if "model_name_or_path" in value:
-        out, rules, special = Imported("LLaMA-Factory"), _LLAMA_FACTORY, _llama_factory
+        out, rules, special = Imported("LLaMA-Factory"), LLAMA_FACTORY, _llama_factory
     elif "base_model" in value:
-        out, rules, special = Imported("Axolotl"), _AXOLOTL, _axolotl
+        out, rules, special = Imported("Axolotl"), AXOLOTL, _axolotl
     else:
         raise InputInvalid(
             "is neither a LLaMA-Factory nor an Axolotl file",
@@ -69,7 +72,7 @@ def convert(path: Path) -> Imported:
         if key in handled or given is None:  # an empty key sets nothing
             continue
         if key not in rules:
-            out.leave(key, given, _OURS.get(key, "there is no such setting here"))
+            out.leave(key, given, OURS.get(key, "there is no such setting here"))
             continue
         place, turn = rules[key]
         try:
@@ -125,129 +128,6 @@ def render(found: Imported, name: str, who: Mapping[str, list[str]], files: Sequ
     return head + yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=100)
 
 
-# -- values --------------------------------------------------------------------------------------
-
-
-def _number(value: Any) -> float:
-    return float(value)
-
-
-def _whole(value: Any) -> int:
-    if int(value) != float(value) or int(value) < 0:
-        raise ValueError("is not a whole number from 0")
-    return int(value)
-
-
-def _positive(value: Any) -> int:
-    if _whole(value) == 0:
-        raise ValueError("0 or less means: not set")
-    return int(value)
-
-
-def _steps(value: Any) -> int:
-    if float(value) < 1:
-        raise ValueError("a share of the run is not taken over; ten times a run is the default")
-    return _positive(value)
-
-
-def _schedule(value: Any) -> str:
-    if value not in _SCHEDULES:
-        raise ValueError(f"only {', '.join(_SCHEDULES)} are known")
-    return value
-
-
-def _targets(value: Any) -> str | list[str]:
-    if value in ("all", "all-linear"):
-        return "all-linear"
-    return [v.strip() for v in value.split(",")] if isinstance(value, str) else list(value)
-
-
-def _share(value: Any) -> float:
-    if not 0 <= float(value) < 0.5:
-        raise ValueError("only a share below 0.5 is known, not a number of rows")
-    return float(value)
-
-
-def _bf16(value: Any) -> str:
-    if value == "auto":
-        raise ValueError("the precision is not chosen by the machine here; set training.precision")
-    return "bf16" if value else "fp32"
-
-
-_TRAINING: dict[str, _Rule] = {
-    "learning_rate": ("recipe.training.learning_rate", _number),
-    "gradient_accumulation_steps": ("recipe.training.gradient_accumulation", _positive),
-    "max_steps": ("recipe.training.max_steps", _positive),
-    "warmup_steps": ("recipe.training.warmup_steps", _whole),
-    "weight_decay": ("recipe.training.weight_decay", _number),
-    "max_grad_norm": ("recipe.training.max_grad_norm", _number),
-    "seed": ("recipe.training.seed", _whole),
-    "bf16": ("recipe.training.precision", _bf16),
-    "eval_steps": ("recipe.training.eval_steps", _steps),
-    "save_steps": ("recipe.training.save_steps", _steps),
-    "lora_alpha": ("recipe.adapter.alpha", _positive),
-    "lora_dropout": ("recipe.adapter.dropout", _number),
-}
-_LLAMA_FACTORY: dict[str, _Rule] = {
-    **_TRAINING,
-    "model_name_or_path": ("base_model.id", str),
-    "model_revision": ("base_model.revision", str),
-    "lora_rank": ("recipe.adapter.r", _positive),
-    "lora_target": ("recipe.adapter.target_modules", _targets),
-    "cutoff_len": ("recipe.training.max_seq_tokens", _positive),
-    "num_train_epochs": ("recipe.training.epochs", _number),
-    "per_device_train_batch_size": ("recipe.training.batch_size", _positive),
-    "lr_scheduler_type": ("recipe.training.schedule", _schedule),
-    "val_size": ("dataset.splits.validation", _share),
-    "default_system": ("dataset.system", str),
-    "max_new_tokens": ("evaluation.max_new_tokens", _positive),
-}
-_AXOLOTL: dict[str, _Rule] = {
-    **_TRAINING,
-    "base_model": ("base_model.id", str),
-    "revision_of_model": ("base_model.revision", str),
-    "lora_r": ("recipe.adapter.r", _positive),
-    "lora_target_modules": ("recipe.adapter.target_modules", _targets),
-    "sequence_len": ("recipe.training.max_seq_tokens", _positive),
-    "num_epochs": ("recipe.training.epochs", _number),
-    "micro_batch_size": ("recipe.training.batch_size", _positive),
-    "lr_scheduler": ("recipe.training.schedule", _schedule),
-    "val_set_size": ("dataset.splits.validation", _share),
-    "eval_max_new_tokens": ("evaluation.max_new_tokens", _positive),
-}
-
-# What the platform decides by itself.
-_OUTPUTS = "the platform keeps what is made in its store and follows it in MLflow"
-_MACHINE = "a matter of the machine, not of the recipe"
-_OURS = {
-    **dict.fromkeys(
-        "output_dir overwrite_output_dir report_to plot_loss logging_steps logging_dir save_total_limit "
-        "wandb_project wandb_entity wandb_watch wandb_name wandb_log_model run_name save_only_model "
-        "saves_per_epoch evals_per_epoch resume_from_checkpoint save_safetensors mlflow_experiment_name "
-        "mlflow_tracking_uri dataset_prepared_path overwrite_cache push_dataset_to_hub hub_model_id".split(),
-        _OUTPUTS,
-    ),
-    **dict.fromkeys(
-        "preprocessing_num_workers dataloader_num_workers dataset_processes ddp_timeout deepspeed fsdp "
-        "fsdp_config local_rank flash_attn flash_attention xformers_attention tf32 gradient_checkpointing "
-        "per_device_eval_batch_size eval_batch_size trust_remote_code".split(),
-        _MACHINE,
-    ),
-    "template": "the chat template is the base model's own",
-    "chat_template": "the chat template is the base model's own",
-    "warmup_ratio": "only warmup_steps is known; set training.warmup_steps",
-    "do_train": "`ftaas run` trains",
-    "do_eval": "every candidate is evaluated",
-    "eval_strategy": "validation loss is taken ten times a run; set training.eval_steps",
-    "train_on_inputs": "loss is taken on the answer only",
-    "fp16": "only fp32 and bf16 are known; set training.precision",
-    "max_samples": "all rows are used",
-    "load_in_4bit": "base models are not quantized for training",
-    "load_in_8bit": "base models are not quantized for training",
-    "quantization_bit": "base models are not quantized for training",
-}
-
-
 # -- what takes more than one key ----------------------------------------------------------------
 
 
@@ -262,7 +142,10 @@ def _llama_factory(out: Imported, value: dict[str, Any], path: Path, lines: yaml
     if kind == "lora":
         # LLaMA-Factory's own default, which is not ours.
         out.fields["recipe.adapter.alpha"] = 2 * int(value.get("lora_rank") or 8)
+    out.taken["stage"] = "recipe.method"
     folder = Path(value.get("dataset_dir") or "data")
+    if "dataset_dir" in value:
+        out.taken["dataset_dir"] = "dataset.sources"
     for key, split in (("dataset", None), ("eval_dataset", "validation")):
         names = value.get(key) or []
         for name in [n.strip() for n in names.split(",")] if isinstance(names, str) else names:
@@ -288,10 +171,10 @@ def _registered(out: Imported, name: str, split: str | None, folders: list[Path]
     formatting = described.pop("formatting", "alpaca")
     tags: dict[str, str] = described.pop("tags", None) or {}
     if formatting == "alpaca":
-        out.format = "alpaca"
+        out.set_format("alpaca", f"{name}.formatting")
         names = {"prompt": "instruction", "query": "input", "response": "output"}
     elif tags.get("role_tag") == "role" and tags.get("content_tag") == "content":
-        out.format = "messages"
+        out.set_format("messages", f"{name}.formatting")
         names = {"messages": "messages"}
     else:
         out.leave(f"{name}.formatting", formatting, "ShareGPT is not read: rewrite it as role and content")
@@ -336,7 +219,7 @@ def _described(out: Imported, entry: dict[str, Any], split: str | None, where: s
     kind = entry.pop("type", None)
     known = {"alpaca": "alpaca", "chat_template": "messages"}
     if kind in known:
-        out.format = known[kind]
+        out.set_format(known[kind], f"{where}.type")
     else:
         out.leave(f"{where}.type", kind, "the format is detected from the file instead")
     if kind == "chat_template":

@@ -1,0 +1,1 @@
+"""`ftaas`, one module per noun."""

@@ -1,0 +1,159 @@
+"""Materialising assets through Dagster: by a live daemon where one runs, else in this process."""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from ftaas_pipelines.errors import FtaasError
+from ftaas_pipelines.settings import Settings
+
+PROCESS_TAG = "ftaas/process"
+_HOME = Path(__file__).resolve().parents[2] / "dagster_home" / "local"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    run_id: str
+    success: bool
+
+
+def dagster_environment(settings: Settings) -> dict[str, str]:
+    """The variables that make Dagster use this installation's instance."""
+    folder = settings.home.resolve() / "dagster"
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"DAGSTER_HOME": os.environ.get("DAGSTER_HOME", str(_HOME)), "FTAAS_DAGSTER_DIR": str(folder)}
+
+
+def open_instance(settings: Settings) -> Any:
+    """The Dagster instance of the local profile."""
+    os.environ.update(dagster_environment(settings))
+    import dagster as dg
+
+    return dg.DagsterInstance.get()
+
+
+def close_dead_runs(instance: Any) -> list[str]:
+    """Mark runs as failed whose process is gone (killed, or the machine restarted). Returns their ids."""
+    import dagster as dg
+
+    closed: list[str] = []
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+        tag = run.tags.get(PROCESS_TAG)
+        if tag and not _alive(tag):
+            instance.report_run_failed(run, "its process was killed; `ftaas run` goes on from where it was")
+            closed.append(run.run_id)
+    return closed
+
+
+def process_tag() -> str:
+    """This process, so that it cannot be taken for a later one with its number."""
+    return f"{os.getpid()}:{psutil.Process().create_time():.2f}"
+
+
+def _alive(tag: str) -> bool:
+    pid, _, started = tag.partition(":")
+    try:
+        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def live_platform(settings: Settings) -> dict[str, Any] | None:
+    """What `make dev` wrote about itself, while it runs."""
+    try:
+        found = json.loads((settings.home / "dev.json").read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    return found if _alive(found["process"]) else None
+
+
+def materialise(
+    settings: Settings, project: str, assets: Sequence[str], watch: Callable[[str], Any]
+) -> Outcome:
+    """Materialise assets of one project in one run and wait for its end.
+
+    Args:
+        watch: called with the run id; returns a context manager that shows progress meanwhile.
+
+    Raises:
+        FtaasError: the daemon did not take the run.
+    """
+    platform = live_platform(settings)
+    if platform:
+        return _by_daemon(settings, platform, project, assets, watch)
+    return _in_process(settings, project, assets, watch)
+
+
+def _in_process(
+    settings: Settings, project: str, assets: Sequence[str], watch: Callable[[str], Any]
+) -> Outcome:
+    instance = open_instance(settings)
+    import dagster as dg
+    from dagster._core.utils import make_new_run_id  # what execute_in_process itself uses
+
+    from ftaas_pipelines.definitions import build
+
+    logging.getLogger("dagster").setLevel(logging.CRITICAL)
+    definitions = build(settings, only=project)
+    job = definitions.resolve_implicit_global_asset_job_def()
+    run_id = make_new_run_id()
+    with watch(run_id):
+        result = job.execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey([project, a]) for a in assets],
+            raise_on_error=False,
+            run_id=run_id,
+            tags={PROCESS_TAG: process_tag(), "ftaas/project": project},
+            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        )
+    return Outcome(run_id, result.success)
+
+
+def _by_daemon(
+    settings: Settings, platform: dict[str, Any], project: str, assets: Sequence[str], watch: Callable[[str], Any]
+) -> Outcome:
+    import time
+
+    import dagster as dg
+    from dagster_graphql import DagsterGraphQLClient, DagsterGraphQLClientError
+
+    client = DagsterGraphQLClient("127.0.0.1", port_number=platform["port_dagster"])
+    try:
+        run_id = client.submit_job_execution(
+            "__ASSET_JOB",
+            asset_selection=[dg.AssetKey([project, a]) for a in assets],
+            tags={"ftaas/project": project},
+        )
+    except DagsterGraphQLClientError as error:
+        raise FtaasError(
+            "the running platform did not take the run", "make dev", str(error), "see its terminal, or stop it"
+        ) from None
+    instance = open_instance(settings)
+    with watch(run_id):
+        while True:
+            run = instance.get_run_by_id(run_id)
+            if run is not None and run.is_finished:
+                return Outcome(run_id, run.is_success)
+            time.sleep(0.5)
+
+
+def report_sign_offs(settings: Settings, project: str) -> None:
+    """Tell Dagster of the sign-offs that hold, as the `decisions` sensor of a daemon would."""
+    from assets.line import open_line
+    from sensors.decisions import sign_off_events
+
+    instance = open_instance(settings)
+    path = settings.home / "activity" / project / "told.json"
+    told = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    for event in sign_off_events(open_line(project, settings), told):
+        instance.report_runless_asset_event(event)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told), encoding="utf-8")

@@ -1,0 +1,122 @@
+"""`ftaas deployment`: what answers where."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from assets.line import Line, open_line
+from ftaas_pipelines import settings as configuration
+from ftaas_pipelines.cli import output
+from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.governance import gates
+from ftaas_pipelines.serving import deployments
+from ftaas_pipelines.serving.deployments import Deployment
+from ftaas_pipelines.settings import ENVIRONMENTS
+from ftaas_pipelines.store import short
+
+app = typer.Typer(no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="The project's name.")]
+Env = Annotated[str, typer.Option(help="staging or production.")]
+
+
+@app.command("list")
+def list_(as_json: output.Json = False) -> None:
+    """Every deployment on this machine."""
+    found = deployments.deployments(configuration.load())
+    rows = [
+        [d.project, d.env, d.state, d.url, short(d.release), "pinned" if d.pinned else d.reason]
+        for d in found
+    ]
+
+    def show(screen: Console) -> None:
+        if rows:
+            screen.print(output.table(["project", "env", "state", "url", "release", ""], rows))
+        else:
+            screen.print("nothing is deployed")
+
+    output.emit(as_json, {"deployments": [d.as_dict() for d in found]}, show)
+
+
+@app.command()
+def up(name: Name, env: Env = "production", as_json: output.Json = False) -> None:
+    """Start what was deployed (after a reboot, say): the release that this environment served last."""
+    _known(env)
+    line = open_line(name, configuration.load())
+    entries = [
+        e for e in line.ledger.entries("deployment", project=name) if e.body["environment"] == env
+    ]
+    if not entries:
+        raise InputInvalid("was never deployed", f"{name}/{env}", do=f"`ftaas run {name}`")
+    served = _deploy(line, env, entries[-1].subject)
+    _say(as_json, served.as_dict(), f"{name} answers in {env}: {served['url']}")
+
+
+@app.command()
+def promote(name: Name, env: Env = "production", as_json: output.Json = False) -> None:
+    """Serve the newest release in an environment; its approval must hold."""
+    _known(env)
+    line = open_line(name, configuration.load())
+    requirement = line.deployment_requirement(env)
+    gates.require(line.ledger, requirement, asset=f"deployment_{env}", actor=line.settings.who)
+    served = _deploy(line, env, requirement.digest)
+    _say(as_json, served.as_dict(), f"{name} {short(requirement.digest)} answers in {env}: {served['url']}")
+
+
+@app.command()
+def rollback(name: Name, env: Env = "production", as_json: output.Json = False) -> None:
+    """Serve the release before this one, and pin the environment to it until `unpin`."""
+    _known(env)
+    line = open_line(name, configuration.load())
+    served = deployments.rollback(line.settings, env, name)
+    release = line.store.get(served.release)
+    body = {"environment": env, "adapter": release.content["adapter"], "url": served.url}
+    line.ledger.append("rollback", release.digest, body, project=name, actor=line.settings.who)
+    if env == "production":
+        # Dagster is imported with these, so only when they are needed.
+        from assets.deployment import make_champion
+        from resources.tracking import Tracking
+
+        make_champion(line, release, Tracking())
+    _say(as_json, served.as_dict(), f"{name} is back at {short(release.digest)} in {env}, pinned until `unpin`")
+
+
+@app.command()
+def unpin(name: Name, env: Env = "production", as_json: output.Json = False) -> None:
+    """Let automation change this environment again."""
+    _known(env)
+    line = open_line(name, configuration.load())
+    deployments.unpin(line.settings, env, name)
+    line.ledger.append("unpin", env, {"environment": env}, project=name, actor=line.settings.who)
+    _say(as_json, {"project": name, "env": env, "pinned": False}, f"{name} in {env} is no longer pinned")
+
+
+@app.command()
+def stop(
+    name: Name, env: Annotated[str, typer.Option(help="One environment; else all.")] = "", as_json: output.Json = False
+) -> None:
+    """Stop answering; the process ends with its last project."""
+    settings = configuration.load()
+    stopped: list[str] = []
+    for environment in [env] if env else ENVIRONMENTS:
+        _known(environment)
+        if deployments.stop(settings, environment, name):
+            stopped.append(environment)
+    text = f"{name} stopped in {', '.join(stopped)}" if stopped else f"{name} was not running"
+    _say(as_json, {"project": name, "stopped": stopped}, text)
+
+
+def _deploy(line: Line, environment: str, release: str) -> Deployment:
+    from assets.deployment import deploy
+    from resources.tracking import Tracking
+
+    return deploy(line, environment, line.store.get(release), Tracking())
+
+
+def _known(environment: str) -> None:
+    if environment not in ENVIRONMENTS:
+        raise InputInvalid("there is no such environment", "--env", environment, f"use {' or '.join(ENVIRONMENTS)}")
+
+
+def _say(as_json: bool, document: dict[str, Any], text: str) -> None:
+    output.emit(as_json, document, lambda screen: screen.print(text))

@@ -1,0 +1,165 @@
+"""`ftaas dev`: the whole platform on this machine until Ctrl-C (what `make dev` runs)."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from ftaas_pipelines import settings as configuration
+from ftaas_pipelines.cli import dagster_run, output
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted
+from ftaas_pipelines.serving import deployments
+from ftaas_pipelines.settings import ENVIRONMENTS, Settings
+
+_READY_S = 120
+_STOP_S = 20
+
+
+def dev(as_json: output.Json = False) -> None:
+    """Dagster UI, MLflow UI and the deployed endpoints; Ctrl-C stops all of it."""
+    settings = configuration.load()
+    if dagster_run.live_platform(settings):
+        raise InputInvalid("the platform already runs here", str(settings.home), do="stop the other `make dev`")
+    for name, port in (("DAGSTER", settings.port_dagster), ("MLFLOW", settings.port_mlflow)):
+        _port_free(name, port)
+    signal.signal(signal.SIGTERM, _interrupted)
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    started: list[str] = []
+    try:
+        for name, command in _commands(settings).items():
+            children[name] = _start(settings, name, command)
+        _wait(settings, children)
+        started = [e for e in ENVIRONMENTS if deployments.start(settings, e)]
+        note = {
+            "process": dagster_run.process_tag(),
+            "port_dagster": settings.port_dagster,
+            "port_mlflow": settings.port_mlflow,
+        }
+        (settings.home / "dev.json").write_text(json.dumps(note), encoding="utf-8")
+        document = {"addresses": _addresses(settings), "stop": "Ctrl-C"}
+        output.emit(as_json, document, lambda screen: _show(screen, settings))
+        while all(child.poll() is None for child in children.values()):
+            time.sleep(0.5)
+        dead = next(name for name, child in children.items() if child.poll() is not None)
+        raise FtaasError(f"{dead} ended by itself", "make dev", do=f"see {_log(settings, dead)}")
+    except (KeyboardInterrupt, Interrupted):
+        output.say("stopping")
+    finally:
+        (settings.home / "dev.json").unlink(missing_ok=True)
+        for child in children.values():
+            _stop(child)
+        for environment in started:
+            deployments.halt(settings, environment)
+
+
+def _commands(settings: Settings) -> dict[str, list[str]]:
+    binaries = Path(sys.executable).parent
+    dagster = [str(binaries / "dagster"), "dev", "-m", "ftaas_pipelines.definitions", "-h", "127.0.0.1"]
+    mlflow = [str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--backend-store-uri", settings.mlflow]
+    artifacts = (settings.home / "mlflow").resolve().as_uri()
+    return {
+        "dagster": [*dagster, "-p", str(settings.port_dagster)],
+        "mlflow": [*mlflow, "--port", str(settings.port_mlflow), "--workers", "1", "--default-artifact-root", artifacts],
+    }
+
+
+def _start(settings: Settings, name: str, command: list[str]) -> "subprocess.Popen[bytes]":
+    log = _log(settings, name)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        **settings.environ(),
+        **dagster_run.dagster_environment(settings),
+        "PYTHONWARNINGS": "ignore",
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    with log.open("wb") as sink:
+        # A group of its own, so that Ctrl-C reaches only this process, which then stops them in order.
+        return subprocess.Popen(
+            command, env=environment, stdout=sink, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+
+def _log(settings: Settings, name: str) -> Path:
+    return settings.home / "logs" / "dev" / f"{name}.log"
+
+
+def _wait(settings: Settings, children: dict[str, Any]) -> None:
+    """Until both UIs answer.
+
+    Raises:
+        FtaasError: one ended, or is not there in time.
+    """
+    urls = {
+        "dagster": f"http://127.0.0.1:{settings.port_dagster}/server_info",
+        "mlflow": f"http://127.0.0.1:{settings.port_mlflow}/health",
+    }
+    deadline = time.monotonic() + _READY_S
+    for name, url in urls.items():
+        output.say(f"waiting for {name}")
+        while not _answers(url):
+            if children[name].poll() is not None or time.monotonic() > deadline:
+                raise FtaasError(f"{name} did not start", "make dev", do=f"see {_log(settings, name)}")
+            time.sleep(0.5)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _port_free(name: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise InputInvalid(
+                "the port is in use", f"FTAAS_PORT_{name}", str(port), f"stop what holds it, or set FTAAS_PORT_{name}"
+            ) from None
+
+
+def _addresses(settings: Settings) -> dict[str, str]:
+    found = {
+        "Dagster": f"http://127.0.0.1:{settings.port_dagster}",
+        "MLflow": f"http://127.0.0.1:{settings.port_mlflow}",
+    }
+    for d in deployments.deployments(settings):
+        found[f"{d.project} ({d.env})"] = f"{d.url}/docs"
+    return found
+
+
+def _show(screen: Any, settings: Settings) -> None:
+    screen.print(output.facts(_addresses(settings).items()))
+    screen.print("no log-in is needed on this machine; Ctrl-C stops all of it")
+
+
+def _stop(child: "subprocess.Popen[bytes]") -> None:
+    """End a server and every process below it."""
+    try:
+        family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    child.send_signal(signal.SIGINT)
+    _, alive = psutil.wait_procs(family, timeout=_STOP_S)
+    for process in alive:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    child.wait()
+
+
+def _interrupted(*_: object) -> None:
+    raise Interrupted("stopped")

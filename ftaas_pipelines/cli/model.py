@@ -1,0 +1,79 @@
+"""`ftaas model`: adapters, what was scored and built of them, and the base models."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ftaas_pipelines.cli import artifacts
+from ftaas_pipelines.cli.output import Json, emit, table
+from ftaas_pipelines.store import short
+
+app = typer.Typer()
+_KINDS = ("adapter", "comparison", "candidate", "evaluation", "bento", "release")
+
+Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="A digest, or its first 6 characters or more.")]
+
+
+@app.command("list")
+def list_(
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Only this project's.")] = "",
+    as_json: Json = False,
+) -> None:
+    """List adapters, evaluations, Bentos and releases, newest last."""
+    rows = artifacts.of_project(_KINDS, name)
+    gist = ("adapter", "method", "steps", "experiment", "family", "trainable_parameters", "splits")
+    artifacts.emit_list(as_json, "models", rows, gist)
+
+
+@app.command()
+def show(digest: Digest, as_json: Json = False) -> None:
+    """Show what an adapter, evaluation, Bento or release is made of, and how it was made."""
+    artifacts.emit_one(as_json, artifacts.get(digest, _KINDS, "model"))
+
+
+@app.command()
+def verify(digest: Digest, as_json: Json = False) -> None:
+    """Read every byte and compare it with the digest; exit 1 when one differs."""
+    artifact = artifacts.get(digest, _KINDS, "model")
+    problems = list(artifact.problems())
+    document = {
+        "ok": not problems,
+        "digest": artifact.digest,
+        "kind": artifact.kind,
+        "files": len(artifact.manifest["files"]),
+        "problems": [p.as_dict() for p in problems],
+    }
+    whole = f"{artifact.kind} {short(artifact.digest)}: {document['files']} files, every byte as it was made"
+    text = "\n".join(str(p) for p in problems) or whole
+    emit(as_json, document, lambda screen: screen.print(text))
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def bases(as_json: Json = False) -> None:
+    """List the base models that come with the platform; any Hub id or folder works as well."""
+    from ftaas_pipelines.inference import bases as base_models
+
+    rows: list[dict[str, Any]] = []
+    for identifier in base_models.embedded():
+        path = base_models.resolve(identifier, "main", artifacts.store().root)
+        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+        rows.append(
+            {
+                "id": identifier,
+                "family": base_models.family(path),
+                "digest": base_models.digest(path),
+                "bytes": size,
+                "path": str(path),
+            }
+        )
+    lines = [
+        (r["id"], r["family"], f"{r['bytes'] / 1e6:.1f} MB", short(r["digest"]), r["path"]) for r in rows
+    ]
+
+    def render(screen: Console) -> None:
+        screen.print(table(("base model", "family", "weights", "digest", "folder"), lines))
+
+    emit(as_json, {"bases": rows}, render)

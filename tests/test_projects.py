@@ -1,0 +1,340 @@
+"""The contract of project.yaml and platform.yaml: every error, at once, where it stands."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftaas_pipelines.errors import InputInvalid, Problem
+from ftaas_pipelines.projects import catalog, importing, scaffold
+from ftaas_pipelines.projects import policy as policies
+from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.project import Project
+
+Factory = Callable[..., Path]
+
+
+def load(path: Path) -> Loaded:
+    return catalog.read(path, policies.load(Path(os.environ["FTAAS_POLICY"])))
+
+
+def problems(path: Path) -> list[Problem]:
+    with pytest.raises(InputInvalid) as caught:
+        load(path)
+    return caught.value.problems
+
+
+def line(path: Path, text: str) -> str:
+    """`file:line` of the first line that holds the text."""
+    lines = path.read_text("utf-8").splitlines()
+    return f"{path}:{next(i for i, held in enumerate(lines, 1) if text in held)}"
+
+
+def edit(path: Path, *pairs: tuple[str, str]) -> Path:
+    text = path.read_text("utf-8")
+    for old, new in pairs:
+        assert old in text, old
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_small_project_is_valid_and_its_defaults_are_whole(project_factory: Factory) -> None:
+    path = project_factory()
+    assert len(path.read_text("utf-8").splitlines()) <= 25
+    loaded = load(path)
+    assert Project.model_validate(loaded.project.model_dump(mode="json")) == loaded.project
+
+
+def test_shipped_examples_are_valid() -> None:
+    root = Path(__file__).parents[1]
+    good, wrong = catalog.load_all(root / "projects", root / "policy" / "platform.yaml")
+    assert not wrong
+    for path in catalog.files(root / "projects"):
+        assert path.parent.name in [p.name for p in good]
+
+
+def test_every_error_of_a_file_at_once_with_line_and_nearest_key(project_factory: Factory) -> None:
+    path = edit(
+        project_factory(),
+        ("intended_use:", "intended_usee:"),
+        ("task: qa", "task: quiz"),
+        ("learning_rate: 0.003", "lerning_rate: 0.003, epochs: many"),
+        ("id: embedded/tiny-causal", "id: 7"),
+    )
+    found = {p.where: p for p in problems(path)}
+    assert "did you mean 'intended_use'?" == found[line(path, "intended_usee")].do
+    assert "'quiz'" in found[line(path, "quiz")].got
+    assert found[line(path, "id: 7")].do == "put it in quotes"
+    said = [str(p) for p in problems(path)]
+    assert any("lerning_rate" in s and "did you mean 'learning_rate'?" in s for s in said)
+    assert any("'recipes.0.training.epochs'" in s and "many" in s for s in said)
+    assert any("'intended_use' is missing" in s for s in said)
+    assert len(said) == 6
+    numbers = [int(p.where.rpartition(":")[2]) for p in problems(path)]
+    assert numbers == sorted(numbers)
+
+
+def test_the_hint_names_a_key_of_the_same_section(project_factory: Factory) -> None:
+    path = edit(project_factory(), ("  - name: lora\n", "  - name: lora\n    adapter:\n      rr: 8\n"))
+    (problem,) = problems(path)
+    assert (problem.where, problem.do) == (line(path, "rr: 8"), "did you mean 'r'?")
+    path = edit(path, ("rr: 8", "target_modules: 5"))
+    assert {p.where for p in problems(path)} == {line(path, "target_modules: 5")}
+
+
+@pytest.mark.parametrize(
+    ("extra", "at", "said"),
+    [
+        ("evaluation: {thresholds: {exact_match: 1.2}}\n", "1.2", "between 0 and 1"),
+        ("evaluation: {thresholds: {structured.chrf: 101}}\n", "101", "between 0 and 100"),
+        ("evaluation: {thresholds: {exact_match: .nan}}\n", ".nan", "finite"),
+        ("evaluation: {thresholds: {bleu: 0.1}}\n", "bleu", "names no metric"),
+        ("evaluation: {metrics: [chrf]}\n", "metrics", "not among the metrics"),
+        ("evaluation: {max_new_tokens: 0}\n", "max_new_tokens", "greater than or equal to 1"),
+        ("reviews: {sme: -1}\n", "sme: -1", "greater than or equal to 0"),
+        ("serving: {environments: [staging, staging]}\n", "[staging", "stands twice"),
+        ("retraining: {cron: daily}\n", "cron", "five fields"),
+        ("title: again\n", "title: again", "stands twice"),
+        ("budget: {usd: .inf}\n", ".inf", "finite"),
+        ("risk_tier: 2024-13-45\n", "2024-13-45", "is no value"),
+        ("industry: !tag x\n", "!tag", "could not determine a constructor"),
+        ("industry: &a [*a]\n", "industry", "holds itself"),
+        ("industry: [unclosed\n", "", "is not YAML"),
+        ("industry: \x07\n", "\x07", "is not YAML"),
+        ("? [a]\n: 1\n", "? [a]", "plain word"),
+    ],
+)
+def test_bad_values_name_their_line(project_factory: Factory, extra: str, at: str, said: str) -> None:
+    path = project_factory(extra=extra)
+    found = [p for p in problems(path) if said in p.what]
+    assert found, [str(p) for p in problems(path)]
+    if at and said != "holds itself":
+        assert line(path, at) in [p.where for p in found]
+
+
+def test_scientific_notation_is_a_number(project_factory: Factory) -> None:
+    path = edit(project_factory(), ("learning_rate: 0.003", "learning_rate: 3e-3"))
+    assert load(path).project.recipe("lora").training.learning_rate == 0.003
+
+
+def test_files_that_cannot_be_read(project_factory: Factory) -> None:
+    path = project_factory()
+    path.write_bytes(b"name: codes\ntitle: caf\xe9\n")
+    assert [(p.what, p.where) for p in problems(path)] == [("is not UTF-8", f"{path}:2")]
+    path.write_text("", encoding="utf-8")
+    assert problems(path)[0].what == "holds no settings"
+    path.unlink()
+    path.mkdir()
+    assert problems(path)[0].what == "cannot be read"
+
+
+def test_a_missing_data_file(project_factory: Factory) -> None:
+    path = project_factory()
+    (path.parent / "data" / "rows.jsonl").unlink()
+    (problem,) = problems(path)
+    assert (problem.what, problem.where) == (catalog.NO_DATA, line(path, "data/rows.jsonl"))
+
+
+def test_a_project_may_not_loosen_the_policy(project_factory: Factory) -> None:
+    policy = Path(os.environ["FTAAS_POLICY"])
+    edit(policy, ("  high:\n", "  high:\n    thresholds: {exact_match: 0.8}\n"))
+    path = edit(
+        project_factory(
+            extra="risk_tier: high\nreviews: {sme: 1, approvals: {production: 1}}\n"
+            "evaluation: {thresholds: {exact_match: 0.5}}\n"
+        ),
+        ("sam.expert@example.com", "owen.owner@example.com, bob@elsewhere.org"),
+    )
+    said = [str(p) for p in problems(path)]
+    assert sum("loosens the platform policy" in s for s in said) == 3
+    assert any("bob@elsewhere.org" in s and "does not allow this person as sme" in s for s in said)
+    assert any("at least 0.8 at risk tier high" in s for s in said)
+    assert any("2 sme sign-off(s) are needed" in s for s in said)
+    assert any("2 approver sign-off(s) are needed" in s for s in said)
+
+
+def test_owners_and_double_roles_do_not_count_as_signers(project_factory: Factory) -> None:
+    policy = Path(os.environ["FTAAS_POLICY"])
+    edit(
+        policy,
+        ('sme: ["sam', 'sme: ["owen.owner@example.com", "sam'),
+        ('rai: ["', 'rai: ["sam.expert@example.com", "'),
+    )
+    path = edit(project_factory(), ("sam.expert", "owen.owner"))
+    assert ["owners may not" in p.what for p in problems(path)] == [True]
+    path = edit(path, ("smes: [owen.owner", "smes: [sam.expert"), ("rita.responsible", "sam.expert"))
+    assert ["2 different people" in p.what for p in problems(path)] == [True]
+
+
+def test_the_policy_itself_is_strict(home: Path) -> None:
+    policy = Path(os.environ["FTAAS_POLICY"])
+    text = policy.read_text("utf-8")
+    edit(
+        policy,
+        ("  medium:\n", "  medum:\n"),
+        ("staging: 0,", "staging: -1,"),
+        ("must_beat_naive: true", "must_beat_naive: maybe"),
+    )
+    with pytest.raises(InputInvalid) as caught:
+        policies.load(policy)
+    said = str(caught.value)
+    assert "medum" in said and "approvals.staging" in said and "must_beat_naive" in said
+    policy.write_text(text[: text.index("  high:")] + text[text.index("\nseparation") :], encoding="utf-8")
+    with pytest.raises(InputInvalid, match="says nothing of the tier high"):
+        policies.load(policy)
+
+
+def test_two_projects_of_one_name_and_a_broken_one_hide_no_other(project_factory: Factory) -> None:
+    project_factory("good")
+    project_factory("twin")
+    project_factory("twin", folder="other")
+    broken = project_factory("broken", text="name: [\n")
+    project_factory("draft", folder=".draft")
+    root, policy = Path(os.environ["FTAAS_PROJECTS"]), Path(os.environ["FTAAS_POLICY"])
+    good, wrong = catalog.load_all(root, policy)
+    assert [p.name for p in good] == ["good"]
+    assert len(wrong) == 2
+    with pytest.raises(InputInvalid, match="2 projects are named 'twin'"):
+        catalog.load_one(root, policy, "twin")
+    with pytest.raises(InputInvalid, match=str(broken)):
+        catalog.load_one(root, policy, "broken")
+    with pytest.raises(InputInvalid, match="known: good; 3 more have errors"):
+        catalog.load_one(root, policy, "absent")
+
+
+def test_a_new_project_is_valid_whatever_is_guessed(home: Path) -> None:
+    policy = policies.load(Path(os.environ["FTAAS_POLICY"]))
+    root = Path(os.environ["FTAAS_PROJECTS"])
+    guesses = [
+        scaffold.Guess(),
+        scaffold.Guess("text_target", {"target": "yes: no"}, 300, 7),
+        scaffold.Guess("text_target", {}, 300, 290),
+        scaffold.Guess("messages", {}, 9, 0),
+    ]
+    tasks: list[str] = []
+    for i, guess in enumerate(guesses):
+        who = scaffold.people(policy, "low", "root")
+        text = scaffold.render(f"p{i}", guess, who, "rows.jsonl")
+        useful = [x for x in text.splitlines() if x.strip() and not x.startswith("#")]
+        assert len(useful) <= 25
+        assert not scaffold.write(root, policy, f"p{i}", text, {"rows.jsonl": scaffold.example_data()})
+        project = catalog.load_one(root, Path(os.environ["FTAAS_POLICY"]), f"p{i}").project
+        assert dict(guess.columns) == project.dataset.columns
+        tasks.append(project.task)
+    assert tasks == ["qa", "classification", "correction", "chat"]
+    assert sorted(p.name for p in root.iterdir()) == ["p0", "p1", "p2", "p3"]
+
+
+LLAMA_FACTORY = """\
+model_name_or_path: Qwen/Qwen3-4B
+stage: sft
+finetuning_type: lora
+lora_rank: 4
+lora_target: q_proj,v_proj
+dataset: faq
+cutoff_len: 2048
+learning_rate: 1e-4
+num_train_epochs: 3.0
+per_device_train_batch_size: 2
+gradient_accumulation_steps: 8
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+report_to: none
+val_size: 0.1
+neftune_noise_alpha: 5
+max_steps: -1
+resume_from_checkpoint: null
+"""
+REGISTRY = {"faq": {"file_name": "faq.json", "columns": {"prompt": "q", "response": "a", "system": "s"}}}
+AXOLOTL = """\
+base_model: NousResearch/Llama-3.2-1B
+load_in_4bit: true
+datasets:
+  - path: team/chats
+    type: chat_template
+    field_messages: turns
+    roles: {user: [user]}
+val_set_size: 0.05
+adapter: qlora
+lora_r: 16
+lora_alpha: 32
+lora_target_linear: true
+sequence_len: 4096
+micro_batch_size: 2
+num_epochs: 1
+lr_scheduler: cosine
+learning_rate: 0.0002
+bf16: auto
+wandb_project:
+evals_per_epoch: 4
+special_tokens: {pad_token: x}
+"""
+
+
+def test_llama_factory_file(home: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "dataset_info.json").write_text(json.dumps(REGISTRY), "utf-8")
+    file = tmp_path / "Qwen3 LoRA.yaml"
+    file.write_text(LLAMA_FACTORY, "utf-8")
+    found = importing.convert(file)
+    left = {x["key"]: x["why"] for x in found.left_out}
+    assert set(left) == {
+        "warmup_ratio",
+        "report_to",
+        "neftune_noise_alpha",
+        "max_steps",
+        "faq.columns.system",
+    }
+    assert found.sources == [(str(tmp_path / "data" / "faq.json"), None)]
+    policy = policies.load(Path(os.environ["FTAAS_POLICY"]))
+    name = importing.project_name(file)
+    text = importing.render(found, name, scaffold.people(policy, "low", "x"), ["data/faq.json"])
+    missing = scaffold.write(Path(os.environ["FTAAS_PROJECTS"]), policy, name, text, {}, data_may_follow=True)
+    assert name == "qwen3_lora" and [p.what for p in missing] == [catalog.NO_DATA]
+    data = {"faq.json": b"[]"}
+    scaffold.write(Path(os.environ["FTAAS_PROJECTS"]), policy, "again", text.replace(name, "again"), data)
+    project = catalog.load_one(
+        Path(os.environ["FTAAS_PROJECTS"]), Path(os.environ["FTAAS_POLICY"]), "again"
+    ).project
+    recipe = project.recipes[0]
+    assert recipe.adapter.kind == "lora"
+    assert (recipe.adapter.r, recipe.adapter.alpha, recipe.adapter.target_modules) == (
+        4,
+        8,
+        ["q_proj", "v_proj"],
+    )
+    assert recipe.training.learning_rate == 1e-4 and recipe.training.precision == "bf16"
+    assert project.dataset.columns == {"instruction": "q", "output": "a"}
+    for key in left:
+        assert key in text
+
+
+def test_axolotl_file_and_what_is_not_supported(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "a.yml"
+    file.write_text(AXOLOTL, "utf-8")
+    found = importing.convert(file)
+    assert found.fields["recipe.adapter.target_modules"] == "all-linear"
+    assert (found.format, found.columns) == ("messages", {"messages": "turns"})
+    left = {x["key"] for x in found.left_out}
+    assert left == {
+        "load_in_4bit",
+        "adapter",
+        "bf16",
+        "evals_per_epoch",
+        "special_tokens",
+        "datasets.0.roles",
+    }
+    file.write_text("base_model: x\nrl: dpo\n", "utf-8")
+    with pytest.raises(InputInvalid, match=f"{file}:2: 'rl' is not supported"):
+        importing.convert(file)
+    file.write_text("model: x\n", "utf-8")
+    with pytest.raises(InputInvalid, match="neither a LLaMA-Factory nor an Axolotl"):
+        importing.convert(file)
+    file.write_text("base_model: x\nlora_r: 8\n", "utf-8")
+    full = importing.convert(file)
+    assert full.fields == {"recipe.adapter.kind": "full", "base_model.id": "x"}
+    assert [x["key"] for x in full.left_out] == ["lora_r"]
