@@ -1,0 +1,1 @@
+"""Templates, base models, decoding: shared by training's samples, evaluation and serving."""

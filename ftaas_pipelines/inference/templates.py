@@ -1,0 +1,156 @@
+"""Messages to model text and tokens: the one place, for training, evaluation and serving alike.
+
+A **causal** base reads a conversation through the chat template of its tokenizer. One that has none
+gets `FALLBACK`. A **seq2seq** base reads plain text and is taught the answer alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ftaas_pipelines.errors import InputInvalid
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+IGNORED = -100  # a label that the loss skips, as in torch.nn.CrossEntropyLoss
+
+# For causal tokenizers without a template: each turn under a heading, each answer closed by the end
+# token. The generation markers let other tools (TRL's assistant_only_loss) find the answers too.
+FALLBACK = """\
+{%- if bos_token is defined and bos_token -%}{{- bos_token -}}{%- endif -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'assistant' -%}
+    {{- '### Assistant:\\n' -}}
+    {%- generation -%}{{- message['content'] + eos_token -}}{%- endgeneration -%}
+    {{- '\\n' -}}
+  {%- else -%}
+    {{- '### ' + message['role'] | capitalize + ':\\n' + message['content'] + '\\n\\n' -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '### Assistant:\\n' -}}{%- endif -%}
+"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One record as the model is taught it.
+
+    Attributes:
+        input_ids: causal: the whole conversation; seq2seq: the source.
+        labels: causal: as long as `input_ids`, `IGNORED` outside the answers; seq2seq: the answer.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def supervised(self) -> int:
+        """How many tokens carry loss."""
+        return sum(label != IGNORED for label in self.labels)
+
+
+def complete(tokenizer: "PreTrainedTokenizerBase", family: str) -> "PreTrainedTokenizerBase":
+    """Give a tokenizer what it lacks: a pad token (its end token) and, if causal, a chat template.
+
+    Raises:
+        InputInvalid: it has no end token, so no answer would ever stop.
+    """
+    if tokenizer.eos_token_id is None:
+        raise InputInvalid(
+            "the tokenizer has no end token, so no answer would ever stop",
+            f"{tokenizer.name_or_path}/tokenizer_config.json",
+            do="set eos_token there",
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if family == "causal" and not tokenizer.chat_template:
+        tokenizer.chat_template = FALLBACK
+    return tokenizer
+
+
+def prompt_text(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
+    """What a causal model is shown before it answers: the template up to its generation prompt."""
+    return _render(tokenizer, messages, ask=True)
+
+
+def source_text(messages: Sequence[Message]) -> str:
+    """What a seq2seq model is shown: the texts of all messages (system first), a line each."""
+    return "\n".join(m["content"] for m in messages if m["content"])
+
+
+def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str) -> list[int]:
+    """The tokens a model of this family is shown before it answers."""
+    if family == "seq2seq":
+        return list(tokenizer(source_text(messages))["input_ids"])
+    return _ids(tokenizer, prompt_text(tokenizer, messages))
+
+
+def example(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str, max_tokens: int
+) -> Example:
+    """Tokens and labels of one conversation that ends with an answer, cut at `max_tokens`.
+
+    Loss is on the answers and their end tokens alone. A causal conversation is taught on every
+    answer in it, found as what the template adds behind its own generation prompt, so no markers
+    in the template are needed. Where a template rewrites earlier turns (dropping their reasoning,
+    say), only the last answer is taught, behind exactly what is shown when serving.
+
+    Args:
+        max_tokens: causal: of the whole; seq2seq: of source and of answer each.
+    """
+    if family == "seq2seq":
+        answer = list(tokenizer(text_target=messages[-1]["content"])["input_ids"])
+        return Example(prompt_ids(tokenizer, messages[:-1], family)[:max_tokens], answer[:max_tokens])
+    input_ids: list[int] = []
+    labels: list[int] = []
+    text = ""
+    end = tokenizer.eos_token_id
+    assert isinstance(end, int), "complete() first"
+    for piece, taught in _pieces(tokenizer, messages):
+        text += piece
+        joint = _ids(tokenizer, text)
+        if joint[: len(input_ids)] != input_ids:  # a token would span the border: keep the border
+            joint = input_ids + _ids(tokenizer, piece)
+        new = joint[len(input_ids) :]
+        labels += _until_end(new, end) if taught else [IGNORED] * len(new)
+        input_ids = joint
+    if end not in labels:  # the template closes no answer: the end token does
+        input_ids, labels = [*input_ids, end], [*labels, end]
+    return Example(input_ids[:max_tokens], labels[:max_tokens])
+
+
+def _pieces(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """The conversation as (text, whether it is an answer), in order."""
+    turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
+    spans = [
+        (_render(tokenizer, messages[:i], ask=True), _render(tokenizer, messages[: i + 1])) for i in turns
+    ]
+    texts = [text for span in spans for text in span]
+    if not all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False)):
+        prompt, whole = spans[-1]
+        if not whole.startswith(prompt):
+            whole = prompt + messages[-1]["content"] + str(tokenizer.eos_token)
+        texts = [prompt, whole]
+    starts = [0, *(len(t) for t in texts)]
+    return [(text[start:], i % 2 == 1) for i, (start, text) in enumerate(zip(starts, texts, strict=False))]
+
+
+def _until_end(ids: list[int], end: int) -> list[int]:
+    """Labels of one answer: what a template puts behind the last end token is not taught."""
+    if end not in ids:
+        return ids
+    last = len(ids) - ids[::-1].index(end)
+    return ids[:last] + [IGNORED] * (len(ids) - last)
+
+
+def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], ask: bool = False) -> str:
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+    assert isinstance(text, str)
+    return text
+
+
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Tokens of rendered text, whose template already wrote any begin token."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])

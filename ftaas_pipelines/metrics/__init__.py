@@ -1,0 +1,1 @@
+"""Scores, and the naive baselines they are held against."""
