@@ -84,7 +84,7 @@ def main(stage: str, make: StageMain, argv: list[str] | None = None) -> int:
             _write(options.out, error.as_dict())
             print(error, file=sys.stderr)
             return error.exit_code
-        except Exception as error:  # noqa: BLE001 the rim: whatever it was is reported, then exit 1
+        except Exception as error:
             traceback.print_exc()
             wrapped = FtaasError(f"{type(error).__name__}: {error}", f"stage {stage}", do="see its log")
             report.send({"type": "error", **wrapped.as_dict()})
@@ -100,7 +100,9 @@ def _make(
     stage: str, spec: Spec, make: StageMain, report: "_Reporter", ungoverned: bool
 ) -> tuple[Artifact, bool]:
     if spec.stage != stage:
-        raise specs.SpecUnusable("the spec is for another stage", "stage", spec.stage, f"run stages.{spec.stage}")
+        raise specs.SpecUnusable(
+            "the spec is for another stage", "stage", spec.stage, f"run stages.{spec.stage}"
+        )
     if stage in NEEDS_GRANT and not spec.run.experiment and not ungoverned:
         if spec.run.grant is None:
             raise Refused(

@@ -1,0 +1,1 @@
+"""WHAT THE ENDPOINT DOES WITH A REQUEST: the runtime, the gateway in front of it, deployments."""

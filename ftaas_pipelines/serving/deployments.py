@@ -1,0 +1,350 @@
+"""Deployments on this machine: bring a release up, stop it, roll it back, ask it.
+
+Light: assets and the CLI import it. The supervisor does the work; this writes what should be
+(desired.json) and waits until it is (state.json).
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
+from ftaas_pipelines.serving import responses, supervisor_process
+from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Wanted
+from ftaas_pipelines.settings import ENVIRONMENTS, Settings
+from ftaas_pipelines.store import Artifact, Store, short
+
+_POLL_S = 0.1
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A release answering in an environment. `state` is running, starting, failed or stopped."""
+
+    project: str
+    env: str
+    url: str
+    release: str
+    state: str
+    pinned: bool
+    reason: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """As `ftaas deployment list --json` prints it."""
+        names = ("project", "env", "url", "release", "state", "pinned")
+        return {name: getattr(self, name) for name in names}
+
+
+def release_to_serve(
+    settings: Settings, project: str, release: str, bento: Artifact, base_path: str, max_new_tokens: int
+) -> ReleaseToServe:
+    """What an engine needs to know of a release, read off its Bento.
+
+    Raises:
+        FtaasError: the Bento's or the adapter's bytes are not what their digests say.
+    """
+    content = bento.content
+    adapter = Store(settings.store_path).get(content["adapter"])
+    problems = [*bento.problems(), *adapter.problems()]
+    if problems:
+        raise FtaasError(problems)
+    return ReleaseToServe(
+        project=project,
+        release=release,
+        bento=bento.digest,
+        bento_path=str(bento.path.resolve() / "bento"),
+        adapter=adapter.digest,
+        adapter_path=str(adapter.path.resolve()),
+        base=content["base"],
+        base_path=str(base_path),
+        runtime=content["runtime"],
+        family=content["family"],
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def up(settings: Settings, environment: str, release: ReleaseToServe, wait_s: float = 240.0) -> Deployment:
+    """Serve a release: returns once it answers. What answered before does so until then.
+
+    Raises:
+        InputInvalid: the public port belongs to someone else.
+        Refused: the project is pinned to another release.
+        FtaasError: it did not become healthy; what was served before still is.
+    """
+    folder = Folder(settings.home, environment)
+    if folder.supervisor() is None:
+        supervisor_process.check_port(settings, environment)
+    with folder.changing() as desired:
+        before = desired.projects.get(release.project)
+        if before and before.pinned and before.release.release != release.release:
+            raise Refused(
+                f"{release.project} is pinned to release {short(before.release.release)}",
+                environment,
+                short(release.release),
+                f"run `ftaas deployment unpin {release.project} --env {environment}` first",
+            )
+        answers = folder.state()["projects"].get(release.project, {}).get("state") == "running"
+        if before is None:
+            desired.projects[release.project] = Wanted(release=release)
+        elif before.release != release:
+            same = before.release.release == release.release
+            history = before.history if same else [*before.history, before.release][-HISTORY:]
+            desired.projects[release.project] = Wanted(release=release, pinned=before.pinned, history=history)
+        elif not answers:
+            desired.attempt += 1  # asked again for what failed: the supervisor tries again
+    return _settle(settings, folder, release, before, wait_s)
+
+
+def rollback(settings: Settings, environment: str, project: str, wait_s: float = 240.0) -> Deployment:
+    """Serve the release before this one, and pin it.
+
+    Raises:
+        InputInvalid: nothing was served before.
+        FtaasError: the earlier release does not become healthy; the present one still answers.
+    """
+    folder = Folder(settings.home, environment)
+    if folder.supervisor() is None:
+        supervisor_process.check_port(settings, environment)
+    with folder.changing() as desired:
+        before = _known(folder, desired.projects, project)
+        if not before.history:
+            raise InputInvalid(
+                "no earlier release was served here",
+                f"{environment}/{project}",
+                do="see `ftaas deployment list`",
+            )
+        back = before.history[-1]
+        desired.projects[project] = Wanted(release=back, pinned=True, history=before.history[:-1])
+    return _settle(settings, folder, back, before, wait_s)
+
+
+def pin(settings: Settings, environment: str, project: str, pinned: bool = True) -> None:
+    """Keep a project at its release until unpinned."""
+    folder = Folder(settings.home, environment)
+    with folder.changing() as desired:
+        _known(folder, desired.projects, project).pinned = pinned
+
+
+def unpin(settings: Settings, environment: str, project: str) -> None:
+    """Let later releases replace this one again."""
+    pin(settings, environment, project, pinned=False)
+
+
+def stop(settings: Settings, environment: str, project: str | None = None) -> list[str]:
+    """Serve a project no more; with none left, or None given, end the supervisor and its engines.
+
+    Returns:
+        The projects that were stopped.
+    """
+    folder = Folder(settings.home, environment)
+    if not folder.path.exists():
+        return []
+    with folder.changing() as desired:
+        stopped = sorted(p for p in desired.projects if project in (None, p))
+        for name in stopped:
+            del desired.projects[name]
+        empty = not desired.projects
+    if empty:
+        supervisor_process.end(folder)
+    return stopped
+
+
+def start(settings: Settings, environment: str) -> bool:
+    """Serve again what should be served, after `halt` or a reboot; does not wait until it answers.
+
+    Returns:
+        Whether a supervisor was started: not when one lives, or nothing is deployed there.
+
+    Raises:
+        InputInvalid: the public port belongs to someone else.
+    """
+    folder = Folder(settings.home, environment)
+    if folder.supervisor() is not None or not folder.desired().projects:
+        return False
+    supervisor_process.check_port(settings, environment)
+    supervisor_process.start(settings, folder)
+    return True
+
+
+def halt(settings: Settings, environment: str) -> None:
+    """End the environment's processes; what should be served stays written down for `start`."""
+    supervisor_process.end(Folder(settings.home, environment))
+
+
+def current(settings: Settings, environment: str, project: str) -> ReleaseToServe | None:
+    """The release that should be served; None when the project is not deployed there."""
+    entry = Folder(settings.home, environment).desired().projects.get(project)
+    return entry.release if entry else None
+
+
+def previous(settings: Settings, environment: str, project: str) -> ReleaseToServe | None:
+    """The release that a rollback would serve."""
+    entry = Folder(settings.home, environment).desired().projects.get(project)
+    return entry.history[-1] if entry and entry.history else None
+
+
+def deployments(settings: Settings) -> list[Deployment]:
+    """Every project in every environment, and how it stands now."""
+    found: list[Deployment] = []
+    for environment in ENVIRONMENTS:
+        folder = Folder(settings.home, environment)
+        state = folder.state()
+        for project, entry in sorted(folder.desired().projects.items()):
+            now = state["projects"].get(project, {"state": state["state"], "reason": ""})
+            url = _url(settings, environment, state)
+            found.append(
+                Deployment(
+                    project,
+                    environment,
+                    url,
+                    entry.release.release,
+                    now["state"],
+                    entry.pinned,
+                    now["reason"],
+                )
+            )
+    return found
+
+
+def deployment(settings: Settings, environment: str, project: str) -> Deployment:
+    """One of them.
+
+    Raises:
+        InputInvalid: the project is not deployed there.
+    """
+    for found in deployments(settings):
+        if (found.env, found.project) == (environment, project):
+            return found
+    raise InputInvalid(
+        "is not deployed",
+        f"{environment}/{project}",
+        do=f"run `ftaas run {project}` or `ftaas deployment up`",
+    )
+
+
+def response(settings: Settings, response_id: str) -> dict[str, Any] | None:
+    """Which release gave an answer (see `serving.responses`), with its environment; None when unknown."""
+    for environment in ENVIRONMENTS:
+        found = responses.find(Folder(settings.home, environment).responses, response_id)
+        if found:
+            return {**found, "environment": environment}
+    return None
+
+
+def ask(
+    settings: Settings,
+    environment: str,
+    project: str,
+    question: str,
+    system: str | None = None,
+    max_tokens: int | None = None,
+) -> dict[str, Any]:
+    """Ask one question. The result is what `ftaas ask --json` prints, and `token_ids` and `release`.
+
+    Raises:
+        InputInvalid: the project is not deployed there.
+        FtaasError: it does not answer.
+    """
+    target = deployment(settings, environment, project)
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {
+        "model": project,
+        "messages": [*messages, {"role": "user", "content": question}],
+        "return_token_ids": True,
+    }
+    if max_tokens:
+        body["max_tokens"] = max_tokens
+    started = time.monotonic()
+    try:
+        answer = httpx.post(f"{target.url}/v1/chat/completions", json=body, timeout=600, trust_env=False)
+        content = answer.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise FtaasError(
+            f"does not answer ({type(error).__name__})",
+            target.url,
+            target.reason or target.state,
+            f"run `ftaas deployment up {project} --env {environment}`",
+        ) from None
+    if answer.status_code != 200:
+        raise FtaasError(content["error"]["message"], target.url, str(answer.status_code), "see its log")
+    choice = content["choices"][0]
+    return {
+        "answer": choice["message"]["content"],
+        "response_id": content["id"],
+        "model": content["model"],
+        "adapter_digest": content["adapter_digest"],
+        "usage": {k: content["usage"][k] for k in ("prompt_tokens", "completion_tokens")},
+        "latency_ms": round((time.monotonic() - started) * 1000, 1),
+        "release": content["release"],
+        "token_ids": choice["token_ids"],
+    }
+
+
+def _settle(
+    settings: Settings, folder: Folder, release: ReleaseToServe, before: Wanted | None, wait_s: float
+) -> Deployment:
+    """Wait until a release answers; if it does not, put back what was wanted before."""
+    try:
+        attempt = folder.desired().attempt
+        supervisor_process.start(settings, folder)
+        _wait(folder, release, attempt, wait_s)
+    except FtaasError:
+        with folder.changing() as desired:
+            entry = desired.projects.get(release.project)
+            if entry and entry.release == release:  # nobody has asked for another since
+                if before is not None:
+                    desired.projects[release.project] = before
+                else:
+                    del desired.projects[release.project]
+            empty = not desired.projects
+        if empty:
+            supervisor_process.end(folder)
+        raise
+    return deployment(settings, folder.environment, release.project)
+
+
+def _wait(folder: Folder, release: ReleaseToServe, attempt: int, wait_s: float) -> None:
+    deadline = time.monotonic() + wait_s
+    reason = ""
+    while time.monotonic() < deadline:
+        state = folder.state()
+        if state["state"] == "stopped":
+            raise FtaasError(
+                "the supervisor ended", str(folder.log), supervisor_process.tail(folder), "see its log"
+            )
+        mine = state["projects"].get(release.project)
+        if mine and state["attempt"] >= attempt:
+            reason = mine["reason"]
+            if mine["release"] != release.release:
+                raise FtaasError(
+                    "another release was asked for meanwhile", folder.environment, mine["release"]
+                )
+            if mine["state"] == "running":
+                return
+            if mine["state"] == "failed":
+                raise FtaasError(
+                    f"release {short(release.release)} of {release.project} cannot be served: {reason}",
+                    folder.environment,
+                    do=f"see {folder.log}",
+                )
+        time.sleep(_POLL_S)
+    raise FtaasError(
+        f"release {short(release.release)} did not answer within {wait_s:.0f} s",
+        folder.environment,
+        reason,
+        f"see {folder.log}",
+    )
+
+
+def _url(settings: Settings, environment: str, state: dict[str, Any]) -> str:
+    return f"http://127.0.0.1:{state.get('port', settings.port(environment))}"
+
+
+def _known(folder: Folder, projects: dict[str, Wanted], project: str) -> Wanted:
+    if project not in projects:
+        raise InputInvalid(
+            "is not deployed", f"{folder.environment}/{project}", do=f"run `ftaas run {project}` first"
+        )
+    return projects[project]

@@ -1,0 +1,153 @@
+"""The folder of one environment's deployment: what should be served, and what is.
+
+deployments/<environment>/desired.json     what should be served; written here, under `changing()`
+deployments/<environment>/state.json       what is; written by the supervisor alone
+deployments/<environment>/supervisor.lock  held by the supervisor while it lives
+deployments/<environment>/engines/         the state file of each engine
+deployments/<environment>/responses/       the response log
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from ftaas_pipelines.serving.runtime import ServedRelease
+
+HISTORY = 20
+
+
+class ReleaseToServe(BaseModel):
+    """A release with all that an engine needs to serve it; digests are full, paths absolute.
+
+    `bento_path` is the folder that `bentoml serve` takes.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    project: str
+    release: str
+    bento: str
+    bento_path: str
+    adapter: str
+    adapter_path: str
+    base: str
+    base_path: str
+    runtime: str
+    family: str
+    max_new_tokens: int
+
+    @property
+    def key(self) -> str:
+        """Releases with the same key share one engine process."""
+        return f"{self.base[:12]}-{self.runtime[:12]}"
+
+    def served(self) -> ServedRelease:
+        names = ServedRelease.__dataclass_fields__
+        return ServedRelease(**{name: getattr(self, name) for name in names})
+
+
+class Wanted(BaseModel):
+    """One project's place in an environment. `history` holds what was served before, newest last."""
+
+    release: ReleaseToServe
+    pinned: bool = False
+    history: list[ReleaseToServe] = []
+
+
+class Desired(BaseModel):
+    """`attempt` grows with every change, so that a waiting caller knows its own was seen."""
+
+    attempt: int = 0
+    projects: dict[str, Wanted] = {}
+
+
+class Folder:
+    """The files of one environment."""
+
+    def __init__(self, home: Path, environment: str):
+        self.environment = environment
+        self.path = home.resolve() / "deployments" / environment
+
+    @property
+    def engines(self) -> Path:
+        return self.path / "engines"
+
+    @property
+    def responses(self) -> Path:
+        return self.path / "responses"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "supervisor.log"
+
+    def desired(self) -> Desired:
+        file = self.path / "desired.json"
+        return Desired.model_validate_json(file.read_bytes()) if file.exists() else Desired()
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Changes whenever desired.json does."""
+        try:
+            stat = (self.path / "desired.json").stat()
+        except FileNotFoundError:
+            return None
+        return stat.st_ino, stat.st_mtime_ns
+
+    @contextlib.contextmanager
+    def changing(self) -> Iterator[Desired]:
+        """Change what should be served: alone, and whole or not at all."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "desired.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            desired = self.desired()
+            before = desired.model_copy(deep=True)
+            yield desired
+            if desired != before:
+                desired.attempt += 1
+                self.write("desired.json", desired.model_dump(mode="json"))
+
+    def state(self) -> dict[str, Any]:
+        """What the supervisor last wrote; `{"state": "stopped"}` when none runs."""
+        if self.supervisor() is None:
+            return {"state": "stopped", "projects": {}}
+        file = self.path / "state.json"
+        return json.loads(file.read_text("utf-8")) if file.exists() else {"state": "starting", "projects": {}}
+
+    def write(self, name: str, value: Any) -> None:
+        target = self.path / name
+        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}")
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        temporary.replace(target)
+
+    def hold(self) -> int | None:
+        """Become the environment's one supervisor: the lock's descriptor, or None if there is one."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.path / "supervisor.lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            return None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        return descriptor
+
+    def supervisor(self) -> int | None:
+        """Process id of the living supervisor. The lock says so, never a stale file."""
+        try:
+            descriptor = os.open(self.path / "supervisor.lock", os.O_RDWR)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(os.pread(descriptor, 32, 0) or b"0") or None
+        finally:
+            os.close(descriptor)
+        return None

@@ -1,0 +1,167 @@
+"""OpenAI's request, response and error shapes, as far as this platform speaks them."""
+
+import time
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+_KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error"}
+
+
+class RequestRefused(Exception):
+    """A request that gets an error in OpenAI's shape."""
+
+    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
+        super().__init__(message)
+        self.status = status
+        self.body = error(status, message, code, param)
+
+
+def error(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
+    """The body of an error response."""
+    kind = _KINDS.get(status, "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def unknown_model(model: str, known: list[str]) -> RequestRefused:
+    """404: no release of this name is served here."""
+    return RequestRefused(
+        404,
+        f"The model '{model}' does not exist here; use {', '.join(known) or 'none: nothing is deployed'}",
+        "model_not_found",
+        "model",
+    )
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class ChatMessage(BaseModel):
+    """One turn. Unknown keys (`name`, `refusal`) are read over, as OpenAI's clients send them."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart]
+
+    def plain(self) -> dict[str, str]:
+        role = "system" if self.role == "developer" else self.role
+        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
+        return {"role": role, "content": text}
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class Request(BaseModel):
+    """What both completions share. Temperature is 0 unless given: greedy, as evaluated."""
+
+    model_config = ConfigDict(extra="allow")
+
+    model: str
+    max_tokens: int | None = Field(default=None, ge=1, description="also bounded by the release")
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    stop: str | list[str] | None = None
+    n: Literal[1] = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    return_token_ids: bool = Field(default=False, description="our addition: the answer's token ids")
+
+    @field_validator("temperature", "top_p", "n", "stream", "stream_options", mode="before")
+    @classmethod
+    def _null_is_default(cls, value: Any, info: Any) -> Any:
+        return cls.model_fields[info.field_name].default if value is None else value
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> "Request":
+        """What would change the answer and is not done here is refused, never silently dropped."""
+        extra = self.model_extra or {}
+        plain_text: dict[str, Any] = {"type": "text"}
+        for name in ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "echo", "suffix"):
+            if extra.get(name):
+                raise ValueError(f"'{name}' is not supported")
+        if extra.get("response_format") not in (None, plain_text):
+            raise ValueError("'response_format' other than text is not supported")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return [s for s in stops if s]
+
+
+class ChatRequest(Request):
+    messages: list[ChatMessage] = Field(min_length=1)
+
+    def prompt(self) -> list[dict[str, str]]:
+        return [message.plain() for message in self.messages]
+
+
+class CompletionRequest(Request):
+    """A text completion: the prompt is put to the model as one user message."""
+
+    prompt: str | list[str]
+
+    @field_validator("prompt")
+    @classmethod
+    def _one(cls, prompt: str | list[str]) -> str:
+        texts = [prompt] if isinstance(prompt, str) else prompt
+        if len(texts) != 1:
+            raise ValueError("exactly one prompt a request")
+        return texts[0]
+
+    def messages_of(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": str(self.prompt)}]
+
+
+class Shape:
+    """Builds the bodies of one answer: chat or text, whole or in chunks."""
+
+    def __init__(self, chat: bool, model: str, adapter_digest: str, release: str):
+        self.chat = chat
+        self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
+        self._common = {"id": self.id, "created": int(time.time()), "model": model}
+        self._ours = {"adapter_digest": adapter_digest, "release": release}
+
+    def whole(
+        self, text: str, finish: str, prompt_tokens: int, token_ids: list[int], with_ids: bool
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+        if self.chat:
+            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
+        else:
+            choice["text"] = text
+        if with_ids:
+            choice["token_ids"] = token_ids
+        usage = usage_of(prompt_tokens, len(token_ids))
+        kind = "chat.completion" if self.chat else "text_completion"
+        return {**self._common, "object": kind, "choices": [choice], "usage": usage, **self._ours}
+
+    def chunk(self, text: str | None, finish: str | None = None, first: bool = False) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+        if self.chat:
+            role = {"role": "assistant"} if first else {}
+            choice["delta"] = {**role, **({} if text is None else {"content": text})}
+        else:
+            choice["text"] = text or ""
+        return {**self._chunk(), "choices": [choice]}
+
+    def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
+        return {**self._chunk(), "choices": [], "usage": usage_of(prompt_tokens, completion_tokens)}
+
+    def _chunk(self) -> dict[str, Any]:
+        kind = "chat.completion.chunk" if self.chat else "text_completion"
+        return {**self._common, "object": kind, **self._ours}
+
+
+def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

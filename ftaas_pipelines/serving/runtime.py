@@ -1,0 +1,90 @@
+"""What the runtime is: the very source files that run in an engine process, and what it is told to load.
+
+Light: assets ask for the digest, the supervisor writes the state, the engine reads it.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftaas_pipelines.store import file_digest
+
+STATE_VARIABLE = "FTAAS_RUNTIME_STATE"
+BASE_VARIABLE = "FTAAS_BASE_PATH"
+PARENT_VARIABLE = "FTAAS_LAUNCHER_PID"
+STANDALONE_STATE = "runtime_state.json"
+PACKAGE = Path(__file__).parent.parent
+_MODULES = (
+    "__init__.py",
+    "errors.py",
+    "store.py",
+    "inference/*.py",
+    "serving/__init__.py",
+    "serving/app.py",
+    "serving/engine.py",
+    "serving/openai_shapes.py",
+    "serving/responses.py",
+    "serving/runtime.py",
+    "serving/service.py",
+)
+
+
+@dataclass(frozen=True)
+class ServedRelease:
+    """One release as an engine loads it: digests to check, folders to read.
+
+    `base_path` is empty in a Bento that stands alone: there FTAAS_BASE_PATH names the folder.
+    """
+
+    project: str
+    release: str
+    adapter: str
+    adapter_path: str
+    base: str
+    base_path: str
+    family: str
+    max_new_tokens: int
+
+
+@dataclass(frozen=True)
+class RuntimeState:
+    """Everything an engine process is told; it reads no setting, store index or project file.
+
+    Attributes:
+        runtime: the digest its own source must have.
+        responses: folder of the response log; empty: none is kept.
+        threads: CPU threads of torch.
+    """
+
+    environment: str
+    runtime: str
+    releases: list[ServedRelease] = field(default_factory=list)
+    responses: str = ""
+    threads: int = 1
+
+    def as_json(self) -> str:
+        return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> "RuntimeState":
+        """The state in a file; a relative adapter path starts at the file's folder."""
+        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        rows: list[dict[str, Any]] = values.pop("releases")
+        for row in rows:
+            row["adapter_path"] = str(path.parent / row["adapter_path"])
+        return cls(releases=[ServedRelease(**row) for row in rows], **values)
+
+
+def files() -> list[str]:
+    """The source files of the runtime, relative to the package, sorted: what a Bento carries."""
+    return sorted({p.relative_to(PACKAGE).as_posix() for m in _MODULES for p in PACKAGE.glob(m)})
+
+
+def digest() -> str:
+    """sha256 over the names and bytes of the runtime's source. Inside a Bento: of the Bento's."""
+    whole = hashlib.sha256()
+    for name in files():
+        whole.update(f"{name}\0{file_digest(PACKAGE / name)}\n".encode())
+    return whole.hexdigest()
