@@ -1,0 +1,1 @@
+"""HOW AN ADAPTER IS MADE: inputs, methods, adapters, resume."""
