@@ -1,1 +1,1 @@
-"""The line of assets of one project, one module per noun. Thin: digests in, guard, stage launched, digest out."""
+"""The line of assets of one project, one module per noun: digests in, guard, stage launched, digest out."""

@@ -76,7 +76,9 @@ def read(home: Path, project: str, asset: str) -> Activity | None:
     except FileNotFoundError:
         return None
     if activity.state == "running" and not activity.alive:
-        return Activity(**{**asdict(activity), "state": "failed", "error": "its process was killed", "exit_code": 1})
+        return Activity(
+            **{**asdict(activity), "state": "failed", "error": "its process was killed", "exit_code": 1}
+        )
     return activity
 
 

@@ -26,10 +26,12 @@ CHECK = "human_sign_off"
 
 
 def define(loaded: Loaded) -> list[Definition]:
-    return [d for recipe in loaded.project.recipes for d in (_adapter(loaded, recipe), _learning(loaded, recipe))]
+    return [
+        d for recipe in loaded.project.recipes for d in (_adapter(loaded, recipe), _learning(loaded, recipe))
+    ]
 
 
-def _adapter(loaded: Loaded, recipe: Recipe) -> dg.AssetsDefinition:
+def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
     name = f"adapter_{recipe.name}"
     asset_key, sign_off = key(loaded, name), key(loaded, "dataset_sign_off")
     how = "LoRA" if recipe.adapter.kind == "lora" else "full fine-tuning"
@@ -39,7 +41,9 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> dg.AssetsDefinition:
         **common(loaded, name, description, "pytorch"),
         deps=[key(loaded, "splits"), key(loaded, "dataset_review_request"), sign_off],
         check_specs=[
-            dg.AssetCheckSpec(CHECK, asset=asset_key, blocking=True, description="SME and RAI signed these splits.")
+            dg.AssetCheckSpec(
+                CHECK, asset=asset_key, blocking=True, description="SME and RAI signed these splits."
+            )
         ],
         output_required=False,
         automation_condition=when_signed(sign_off),
@@ -58,7 +62,11 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> dg.AssetsDefinition:
             waits = with_dataset and not gates.standing(line.ledger, requirement).refusals
             severity = dg.AssetCheckSeverity.WARN if waits else dg.AssetCheckSeverity.ERROR
             yield dg.AssetCheckResult(
-                passed=False, check_name=CHECK, asset_key=asset_key, severity=severity, description=str(refusal)
+                passed=False,
+                check_name=CHECK,
+                asset_key=asset_key,
+                severity=severity,
+                description=str(refusal),
             )
             if waits:  # green: red never means "waiting for Anna"
                 context.log.info(str(refusal))
@@ -75,7 +83,9 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> dg.AssetsDefinition:
                     run.tag(adapter=made.artifact.digest)
         url = mlflow_link(line.settings, link.experiment_id, link.run_id) if link else None
         yield result(made, **adapter_metadata(made, url))
-        yield dg.AssetCheckResult(passed=True, check_name=CHECK, asset_key=asset_key, metadata=grant.as_dict())
+        yield dg.AssetCheckResult(
+            passed=True, check_name=CHECK, asset_key=asset_key, metadata=grant.as_dict()
+        )
 
     return adapter
 

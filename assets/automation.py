@@ -33,4 +33,3 @@ def when_signed(sign_off: dg.AssetKey) -> dg.AutomationCondition[dg.AssetKey]:
 def _quietly(due: dg.AutomationCondition[dg.AssetKey]) -> dg.AutomationCondition[dg.AssetKey]:
     once = due.since(C.newly_requested() | C.newly_updated())
     return once & ~C.any_deps_missing() & ~C.any_deps_in_progress() & ~C.in_progress()
-

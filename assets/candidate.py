@@ -23,7 +23,9 @@ def define(loaded: Loaded) -> list[Definition]:
         deps=[key(loaded, f"adapter_{r.name}") for r in recipes],
         automation_condition=carry_on(),
     )
-    def candidate(context: dg.AssetExecutionContext, launcher: SubprocessLauncher) -> dg.MaterializeResult[Any]:
+    def candidate(
+        context: dg.AssetExecutionContext, launcher: SubprocessLauncher
+    ) -> dg.MaterializeResult[Any]:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, "candidate"):
             digest, adapters = line.candidate_digest(), line.adapters()

@@ -19,11 +19,13 @@ def define(loaded: Loaded) -> list[Definition]:
     return [_dataset(loaded), _quality(loaded), _splits(loaded), *_split_checks(loaded)]
 
 
-def _dataset(loaded: Loaded) -> dg.AssetsDefinition:
+def _dataset(loaded: Loaded) -> Definition:
     sources = [key(loaded, f"source_{s.name}") for s in loaded.project.dataset.sources]
 
     @dg.asset(
-        **common(loaded, "dataset", "Canonical records: cleaned, de-duplicated, verdicts applied.", "parquet"),
+        **common(
+            loaded, "dataset", "Canonical records: cleaned, de-duplicated, verdicts applied.", "parquet"
+        ),
         deps=sources,
         automation_condition=take_changed_data(loaded.project),
     )
@@ -73,7 +75,7 @@ def _quality(loaded: Loaded) -> dg.AssetChecksDefinition:
     return quality
 
 
-def _splits(loaded: Loaded) -> dg.AssetsDefinition:
+def _splits(loaded: Loaded) -> Definition:
     @dg.asset(
         **common(loaded, "splits", "Train, validation and test, without a group in two of them.", "parquet"),
         deps=[key(loaded, "dataset")],

@@ -29,7 +29,7 @@ def define(loaded: Loaded) -> list[Definition]:
     ]
 
 
-def _deployment(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
+def _deployment(loaded: Loaded, environment: str) -> Definition:
     name = f"deployment_{environment}"
     approval = key(loaded, f"approval_{environment}")
 
@@ -39,12 +39,15 @@ def _deployment(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
         automation_condition=when_signed(approval),
         check_specs=[
             dg.AssetCheckSpec(
-                "human_sign_off", asset=key(loaded, name), blocking=True, description="Approved for this environment."
+                "human_sign_off",
+                asset=key(loaded, name),
+                blocking=True,
+                description="Approved for this environment.",
             )
         ],
         output_required=False,
     )
-    def deployment(context: dg.AssetExecutionContext, tracking: Tracking):  # noqa: ANN202 a Dagster generator
+    def deployment(context: dg.AssetExecutionContext, tracking: Tracking):
         line = open_line(loaded.name, settings.load())
         asset_key = key(loaded, name)
         with attempt(context, line, name):

@@ -23,7 +23,9 @@ def define(loaded: Loaded) -> list[Definition]:
         deps=[key(loaded, "candidate"), key(loaded, "splits")],
         automation_condition=carry_on(),
     )
-    def evaluation(context: dg.AssetExecutionContext, launcher: SubprocessLauncher) -> dg.MaterializeResult[Any]:
+    def evaluation(
+        context: dg.AssetExecutionContext, launcher: SubprocessLauncher
+    ) -> dg.MaterializeResult[Any]:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, "evaluation"):
             spec = line.evaluation_spec()
@@ -47,13 +49,18 @@ def _metadata(line: Line, made: Made) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for set_name, found in scores["sets"].items():
         for system, slices in found["systems"].items():
-            cells = {m: f"{s['value']:.3f} ({s['low']:.3f} to {s['high']:.3f})" for m, s in slices["overall"].items()}
+            cells = {
+                m: f"{s['value']:.3f} ({s['low']:.3f} to {s['high']:.3f})"
+                for m, s in slices["overall"].items()
+            }
             rows.append({"set": set_name, "n": found["n"], "system": system, **cells})
     looks = line.ledger.entries("test_look", project=line.project.name, subject=artifact.content["splits"])
     columns = ["set", "n", "system", *line.project.evaluation.metrics, "loss"]
     return {
         "scores with 95% intervals": table(rows, columns),
-        "samples": table(samples(artifact, line.project.evaluation.samples), ["prompt", "reference", "base", "candidate"]),
+        "samples": table(
+            samples(artifact, line.project.evaluation.samples), ["prompt", "reference", "base", "candidate"]
+        ),
         "looks at this test split": len(looks),
         "report": dg.MetadataValue.path(str(artifact.file("beside/report.html"))),
     }
@@ -86,19 +93,25 @@ def _checks(loaded: Loaded) -> list[dg.AssetChecksDefinition]:
     def thresholds() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
         return outcome(
-            evidence.threshold_problems(line.policy, line.project, scores_of(line)), "every threshold is reached"
+            evidence.threshold_problems(line.policy, line.project, scores_of(line)),
+            "every threshold is reached",
         )
 
     @dg.asset_check(asset=asset, name="beats_naive", description="The adapter beats its naive baseline.")
     def beats_naive() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
         return outcome(
-            evidence.naive_problems(line.policy, line.project, scores_of(line)), "the naive baseline is beaten"
+            evidence.naive_problems(line.policy, line.project, scores_of(line)),
+            "the naive baseline is beaten",
         )
 
-    @dg.asset_check(asset=asset, name="not_worse_than_champion", description="No clear loss against production.")
+    @dg.asset_check(
+        asset=asset, name="not_worse_than_champion", description="No clear loss against production."
+    )
     def not_worse_than_champion() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
-        return outcome(evidence.champion_problems(line.project, scores_of(line)), "not worse, or no champion yet")
+        return outcome(
+            evidence.champion_problems(line.project, scores_of(line)), "not worse, or no champion yet"
+        )
 
     return [thresholds, beats_naive, not_worse_than_champion]

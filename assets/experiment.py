@@ -53,7 +53,10 @@ def run_experiment(
         found.update(artifact=made.artifact, link=mlflow_link(line.settings, run.experiment_id, run.run_id))
         context.log.info(f"experimental adapter {short(made.artifact.digest)}")
 
-    @dg.job(name=f"experiment_{project.name}", config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}})
+    @dg.job(
+        name=f"experiment_{project.name}",
+        config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
     def job() -> None:
         experiment()
 
@@ -64,5 +67,7 @@ def run_experiment(
     with watch(run_id):
         job.execute_in_process(instance=instance, raise_on_error=False, run_id=run_id, tags=tags)
     if "artifact" not in found:
-        raise found.get("error") or FtaasError("the experiment failed", project.name, do=f"`ftaas logs {project.name}`")
+        raise found.get("error") or FtaasError(
+            "the experiment failed", project.name, do=f"`ftaas logs {project.name}`"
+        )
     return found["artifact"], found["link"]

@@ -155,7 +155,9 @@ class Line:
     def family(self) -> str:
         return bases.family(self.base_path)
 
-    def adapter_spec(self, recipe: Recipe, grant: dict[str, Any] | None = None, experiment: bool = False) -> Spec:
+    def adapter_spec(
+        self, recipe: Recipe, grant: dict[str, Any] | None = None, experiment: bool = False
+    ) -> Spec:
         asset = f"adapter_{recipe.name}"
         splits = self._made(asset, "splits", self.splits)
         inputs = TrainInputs(
@@ -189,7 +191,8 @@ class Line:
     def adapters(self) -> dict[str, str]:
         """Adapter digests by recipe; raises NotMade for the first that is not made."""
         made = {
-            r.name: self._made("candidate", f"adapter_{r.name}", self.adapter(r)) for r in self.project.recipes
+            r.name: self._made("candidate", f"adapter_{r.name}", self.adapter(r))
+            for r in self.project.recipes
         }
         return {name: artifact.digest for name, artifact in made.items()}
 

@@ -29,7 +29,9 @@ class Made:
 
 
 @contextlib.contextmanager
-def attempt(context: dg.AssetExecutionContext, line: Line, asset: str, input_digest: str = "") -> Iterator[None]:
+def attempt(
+    context: dg.AssetExecutionContext, line: Line, asset: str, input_digest: str = ""
+) -> Iterator[None]:
     """Record that an asset is being made, and how that ends; the platform's errors become Dagster's.
 
     A refusal or a wrong input is never retried. Everything else is the run's retry policy's to judge.
@@ -124,9 +126,7 @@ def result(made: Made, **metadata: Any) -> dg.MaterializeResult[Any]:
     if made.result:
         extra["seconds"] = round(made.result.seconds, 1)
     extra["reused"] = made.reused
-    return dg.MaterializeResult(
-        data_version=dg.DataVersion(artifact.digest), metadata={**metadata, **extra}
-    )
+    return dg.MaterializeResult(data_version=dg.DataVersion(artifact.digest), metadata={**metadata, **extra})
 
 
 def table(rows: list[dict[str, Any]], columns: list[str]) -> dg.MarkdownMetadataValue:

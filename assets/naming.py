@@ -20,5 +20,9 @@ def common(loaded: Loaded, name: str, description: str, *kinds: str) -> dict[str
         "description": description,
         "owners": list(project.people.owners),
         "kinds": set(kinds),
-        "tags": {"task": project.task, "risk_tier": project.risk_tier, "sensitivity": project.data_sensitivity},
+        "tags": {
+            "task": project.task,
+            "risk_tier": project.risk_tier,
+            "sensitivity": project.data_sensitivity,
+        },
     }

@@ -34,7 +34,9 @@ def define_approvals(loaded: Loaded) -> list[Definition]:
         found += [
             _approval_request(loaded, environment),
             dg.AssetSpec(
-                **common(loaded, f"approval_{environment}", f"The release may go to {environment}.", "person"),
+                **common(
+                    loaded, f"approval_{environment}", f"The release may go to {environment}.", "person"
+                ),
                 deps=[key(loaded, f"approval_request_{environment}")],
             ),
             _still_valid(
@@ -44,7 +46,7 @@ def define_approvals(loaded: Loaded) -> list[Definition]:
     return found
 
 
-def _row_review_request(loaded: Loaded) -> dg.AssetsDefinition:
+def _row_review_request(loaded: Loaded) -> Definition:
     @dg.asset(
         **common(loaded, "row_review_request", "Opens the row review of what is new.", "person"),
         deps=[key(loaded, "dataset")],
@@ -72,9 +74,11 @@ def _row_review_request(loaded: Loaded) -> dg.AssetsDefinition:
     return row_review_request
 
 
-def _dataset_review_request(loaded: Loaded) -> dg.AssetsDefinition:
+def _dataset_review_request(loaded: Loaded) -> Definition:
     @dg.asset(
-        **common(loaded, "dataset_review_request", "Opens the SME and RAI sign-offs of these splits.", "person"),
+        **common(
+            loaded, "dataset_review_request", "Opens the SME and RAI sign-offs of these splits.", "person"
+        ),
         deps=[key(loaded, "splits"), key(loaded, "row_review_request")],
         automation_condition=carry_on(),
     )
@@ -100,7 +104,7 @@ def _dataset_review_request(loaded: Loaded) -> dg.AssetsDefinition:
     return dataset_review_request
 
 
-def _approval_request(loaded: Loaded, environment: str) -> dg.AssetsDefinition:
+def _approval_request(loaded: Loaded, environment: str) -> Definition:
     environments = loaded.project.serving.environments
     upstream = [key(loaded, "release")]
     if environment == "production" and "staging" in environments:
@@ -163,7 +167,9 @@ def _still_valid(loaded: Loaded, name: str, requirement_of: Any) -> dg.AssetChec
         if not found.satisfied:
             said = str(gates.refusal(requirement, found, gates.awaited(line.ledger, requirement, name), name))
         return dg.AssetCheckResult(
-            passed=found.satisfied, severity=dg.AssetCheckSeverity.WARN, description=said or "by platform policy"
+            passed=found.satisfied,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=said or "by platform policy",
         )
 
     return still_valid

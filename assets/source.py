@@ -15,7 +15,9 @@ def define(loaded: Loaded) -> list[Definition]:
 
 def _source(loaded: Loaded, source: Source) -> Definition:
     path = loaded.path(source.path)
-    description = f"Raw rows of `{source.path}`" + (f", used as the {source.split} split" if source.split else "")
+    description = f"Raw rows of `{source.path}`" + (
+        f", used as the {source.split} split" if source.split else ""
+    )
 
     shared = common(loaded, f"source_{source.name}", description, path.suffix.lstrip(".") or "file")
     shared["tags"] = {**shared["tags"]}
@@ -25,7 +27,11 @@ def _source(loaded: Loaded, source: Source) -> Definition:
     @dg.observable_source_asset(
         **{k: v for k, v in shared.items() if k != "tags"},
         tags={**shared["tags"], **{f"dagster/kind/{k}": "" for k in kinds}},
-        metadata={"path": str(path), "licence": source.licence or "not stated", "purpose": source.purpose or "-"},
+        metadata={
+            "path": str(path),
+            "licence": source.licence or "not stated",
+            "purpose": source.purpose or "-",
+        },
     )
     def observe() -> dg.DataVersion:
         return dg.DataVersion(fingerprint(path))

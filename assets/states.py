@@ -115,7 +115,9 @@ def _sign_off(line: Line, name: str, requirement: Requirement, request: str) -> 
     waiting = gates.awaited(line.ledger, requirement, name)
     refusal = gates.refusal(requirement, found, waiting, name)
     if found.refusals:
-        return AssetState(name, "refused", requirement.digest, str(refusal.problems[0]), found.refusals[-1].at)
+        return AssetState(
+            name, "refused", requirement.digest, str(refusal.problems[0]), found.refusals[-1].at
+        )
     if len(found.requests) < len(found.missing):
         return _behind(line, name, f"{request} is not made for the current content")
     since = max(r["since"] for r in waiting)
@@ -126,14 +128,18 @@ def _deployment(line: Line, name: str, environment: str) -> AssetState:
     current = line.deployed(environment)
     if current and current.pinned:
         undo = f"`ftaas deployment unpin {line.project.name} --env {environment}`"
-        return AssetState(name, "pinned", current.release, f"pinned to release {short(current.release)}: {undo}")
+        return AssetState(
+            name, "pinned", current.release, f"pinned to release {short(current.release)}: {undo}"
+        )
     requirement = line.deployment_requirement(environment)
     found = gates.standing(line.ledger, requirement)
     if not found.satisfied:
         waiting = gates.awaited(line.ledger, requirement, name)
         state: State = "refused" if found.refusals else "waiting"
         refusal = gates.refusal(requirement, found, waiting, name)
-        return AssetState(name, state, current.release if current else None, str(refusal.problems[0]), None, waiting)
+        return AssetState(
+            name, state, current.release if current else None, str(refusal.problems[0]), None, waiting
+        )
     deployed = line.ledger.entries("deployment", project=line.project.name, subject=requirement.digest)
     done = [e for e in deployed if e.body["environment"] == environment]
     if current and (current.release, current.state) == (requirement.digest, "running") and done:

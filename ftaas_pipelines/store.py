@@ -145,9 +145,7 @@ class Store:
             InputInvalid: there is none, or several begin so.
         """
         exact = sorted((self.root / "artifacts").glob(f"*/{digest}")) if digest else []
-        found = exact or (
-            sorted((self.root / "artifacts").glob(f"*/{digest}*")) if len(digest) >= 6 else []
-        )
+        found = exact or (sorted((self.root / "artifacts").glob(f"*/{digest}*")) if len(digest) >= 6 else [])
         if len(found) != 1:
             what = "no artifact has this digest" if not found else "several artifacts begin so"
             raise InputInvalid(what, "store", digest, "see `ftaas status NAME` for digests")

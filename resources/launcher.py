@@ -70,7 +70,9 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
             log.open("w", encoding="utf-8") as output,
             messages.open("w", encoding="utf-8") as sink,
             dg.open_pipes_session(
-                context=context.op_execution_context if isinstance(context, dg.AssetExecutionContext) else context,
+                context=context.op_execution_context
+                if isinstance(context, dg.AssetExecutionContext)
+                else context,
                 context_injector=dg.PipesEnvContextInjector(),
                 message_reader=dg.PipesTempFileMessageReader(),
             ) as session,

@@ -18,7 +18,7 @@ TIMEOUT_S = 10
 def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]:
     """What the alert says about a failed run."""
     failed: list[dict[str, str]] = []
-    for key in sorted(run.asset_selection or [], key=lambda k: k.path):
+    for key in sorted(run.asset_selection or [], key=lambda k: list(k.path)):
         if len(key.path) != 2:
             continue
         project, asset = key.path
@@ -26,13 +26,17 @@ def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]
         if last and last.state == "failed" and last.run_id == run.run_id:
             failed.append({"project": project, "asset": asset, "cause": last.error, "input": last.input})
     first = failed[0] if failed else {"project": run.job_name, "asset": "", "cause": error, "input": ""}
-    checkpoints = sorted((config.store_path / "work" / first["input"]).glob("checkpoint-*")) if first["input"] else []
+    checkpoints = (
+        sorted((config.store_path / "work" / first["input"]).glob("checkpoint-*")) if first["input"] else []
+    )
     return {
         "project": first["project"],
         "stage": first["asset"],
         "cause": first["cause"],
         "run": f"http://127.0.0.1:{config.port_dagster}/runs/{run.run_id}",
-        "log": str(activity.log_path(config.home, first["project"], first["asset"])) if first["asset"] else "",
+        "log": str(activity.log_path(config.home, first["project"], first["asset"]))
+        if first["asset"]
+        else "",
         "checkpoint": checkpoints[-1].name if checkpoints else "",
         "retry": f"ftaas run {first['project']}",
     }

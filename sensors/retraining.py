@@ -32,7 +32,7 @@ def retraining(projects: list[Loaded]) -> tuple[Any, dg.ScheduleDefinition] | No
         default_status=dg.DefaultScheduleStatus.RUNNING,
         description="At the times of each project's retraining.cron; runs only where data changed.",
     )
-    def schedule(context: dg.ScheduleEvaluationContext):  # noqa: ANN202 a Dagster generator
+    def schedule(context: dg.ScheduleEvaluationContext):
         for name, cron in timed.items():
             at = context.scheduled_execution_time
             if not croniter.match(str(cron), at):

@@ -24,7 +24,9 @@ Run = Callable[..., Any]
 @pytest.fixture
 def easy_policy(home: Path) -> None:
     path = Path(os.environ["FTAAS_POLICY"])
-    path.write_text(path.read_text("utf-8").replace("must_beat_naive: true", "must_beat_naive: false"), "utf-8")
+    path.write_text(
+        path.read_text("utf-8").replace("must_beat_naive: true", "must_beat_naive: false"), "utf-8"
+    )
 
 
 @pytest.fixture
@@ -70,7 +72,9 @@ def test_raw_rows_to_an_answering_endpoint_and_back_through_every_gate(codes: Pa
     assert splits[:12] in first.stdout
 
     # A stage with a forged grant, or none, is refused; so is the adapter materialised alone.
-    spec = open_line("codes", settings.load()).adapter_spec(open_line("codes", settings.load()).project.recipes[0])
+    spec = open_line("codes", settings.load()).adapter_spec(
+        open_line("codes", settings.load()).project.recipes[0]
+    )
     forged = {"gate": "train", "project": "codes", "digest": splits, "environment": "", "entry": "f" * 64}
     for grant in (None, forged):
         spec.run.grant = grant
@@ -94,7 +98,14 @@ def test_raw_rows_to_an_answering_endpoint_and_back_through_every_gate(codes: Pa
     answer = ftaas("ask", "codes", "Say what X101 means.", "--json").json
     assert answer["adapter_digest"] == before["adapter_lora"]["digest"]
     trace = ftaas("trace", answer["response_id"], "--json").json
-    assert [a["kind"] for a in trace["artifacts"]] == ["release", "bento", "evaluation", "adapter", "splits", "dataset"]
+    assert [a["kind"] for a in trace["artifacts"]] == [
+        "release",
+        "bento",
+        "evaluation",
+        "adapter",
+        "splits",
+        "dataset",
+    ]
     assert all(a["intact"] for a in trace["artifacts"])
     said = [e for a in trace["artifacts"] for e in a["ledger"] if e["kind"] == "decision"]
     assert {e["role"] for e in said} == {"sme", "rai", "approver"}
@@ -170,7 +181,9 @@ def test_a_model_that_loses_to_the_naive_baseline_is_refused(
 def test_rollback_pins_and_unpin_lets_go(codes: Path, ftaas: Run) -> None:
     through_every_gate(ftaas)
     first = states(ftaas)["release"]["digest"]
-    codes.write_text(codes.read_text("utf-8").replace("learning_rate: 0.003", "learning_rate: 0.004"), "utf-8")
+    codes.write_text(
+        codes.read_text("utf-8").replace("learning_rate: 0.003", "learning_rate: 0.004"), "utf-8"
+    )
     through_every_gate(ftaas)
     second = states(ftaas)["release"]["digest"]
     assert second != first
@@ -202,7 +215,15 @@ def stage(name: str, spec: str, folder: Path) -> "subprocess.CompletedProcess[st
     path = folder / "spec.json"
     path.write_text(spec, encoding="utf-8")
     return subprocess.run(
-        [sys.executable, "-m", f"ftaas_pipelines.stages.{name}", "--spec", str(path), "--out", str(folder / "out.json")],
+        [
+            sys.executable,
+            "-m",
+            f"ftaas_pipelines.stages.{name}",
+            "--spec",
+            str(path),
+            "--out",
+            str(folder / "out.json"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -224,7 +245,8 @@ result = job.execute_in_process(
     instance=instance, asset_selection=[dg.AssetKey(["{project}", "{asset}"])], raise_on_error=False
 )
 assert not result.success
-checks = [e.asset_check_evaluation_data for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
+events = [e for e in result.all_events if e.event_type_value == "ASSET_CHECK_EVALUATION"]
+checks = [e.asset_check_evaluation_data for e in events]
 assert [c.check_name for c in checks] == ["human_sign_off"] and not checks[0].passed
 print(json.dumps(str(result.get_failed_step_keys()) + checks[0].description))
 """

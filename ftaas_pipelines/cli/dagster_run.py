@@ -45,7 +45,9 @@ def close_dead_runs(instance: Any) -> list[str]:
     import dagster as dg
 
     closed: list[str] = []
-    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])):
+    for run in instance.get_runs(
+        dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.STARTING])
+    ):
         tag = run.tags.get(PROCESS_TAG)
         if tag and not _alive(tag):
             instance.report_run_failed(run, "its process was killed; `ftaas run` goes on from where it was")
@@ -118,7 +120,11 @@ def _in_process(
 
 
 def _by_daemon(
-    settings: Settings, platform: dict[str, Any], project: str, assets: Sequence[str], watch: Callable[[str], Any]
+    settings: Settings,
+    platform: dict[str, Any],
+    project: str,
+    assets: Sequence[str],
+    watch: Callable[[str], Any],
 ) -> Outcome:
     import time
 
@@ -134,7 +140,10 @@ def _by_daemon(
         )
     except DagsterGraphQLClientError as error:
         raise FtaasError(
-            "the running platform did not take the run", "make dev", str(error), "see its terminal, or stop it"
+            "the running platform did not take the run",
+            "make dev",
+            str(error),
+            "see its terminal, or stop it",
         ) from None
     instance = open_instance(settings)
     with watch(run_id):

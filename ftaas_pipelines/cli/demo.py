@@ -51,15 +51,22 @@ def _answer(settings: Settings, waiting: list[dict[str, Any]]) -> None:
     ledger = open_line(PROJECT, settings).ledger
     for row in waiting:
         if row["review"] is None or not row["who"] or not row["who"][0].endswith("@example.com"):
-            raise FtaasError("the demo cannot answer this review", row["asset"], do="answer it with `ftaas review`")
-        output.say(f"  ! the demo itself signs {row['asset']} as {row['role']}: {row['who'][0]} (an invented person)", "yellow")
+            raise FtaasError(
+                "the demo cannot answer this review", row["asset"], do="answer it with `ftaas review`"
+            )
+        output.say(
+            f"  ! the demo itself signs {row['asset']} as {row['role']}: {row['who'][0]} (an invented person)",
+            "yellow",
+        )
         requests.decide(ledger, row["review"], decision="approve", comment=_COMMENT, by=row["who"][0])
 
 
 def _report(line: Line, settings: Settings, seconds: float) -> dict[str, Any]:
     assert line.evaluation is not None and line.release is not None
     with line.evaluation.file("answers.jsonl").open(encoding="utf-8") as lines:
-        rows = [row for row in map(json.loads, lines) if row["set"] == "test" and row["slice"] == "structured"]
+        rows = [
+            row for row in map(json.loads, lines) if row["set"] == "test" and row["slice"] == "structured"
+        ]
     question = rows[0]["prompt"]
     answer = deployments.ask(settings, "production", PROJECT, question)
     return {
@@ -81,7 +88,9 @@ def _show(screen: Console, report: dict[str, Any]) -> None:
     screen.print()
     screen.print(Text("question  ", style="bold") + Text(report["question"]))
     screen.print(Text("answer    ", style="bold") + Text(report["answer"]["answer"]))
-    screen.print(Text(f"          {report['answer']['response_id']}, release {short(report['release'])}", style="dim"))
+    screen.print(
+        Text(f"          {report['answer']['response_id']}, release {short(report['release'])}", style="dim")
+    )
     screen.print()
     url = next(d["url"] for d in report["deployments"] if d["env"] == "production")
     pairs = [
@@ -107,4 +116,3 @@ def score_table(scores: dict[str, Any]) -> Any:
                     rows.append([set_name, slice_name, system, f"{score['value']:.3f}", interval])
     rows.sort(key=lambda r: (r[0] != "test", r[0], r[1]))
     return output.table(["set", "slice", "system", "exact match", "95% interval"], rows)
-

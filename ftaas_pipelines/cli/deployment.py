@@ -43,13 +43,11 @@ def up(name: Name, env: Env = "production", as_json: output.Json = False) -> Non
     """Start what was deployed (after a reboot, say): the release that this environment served last."""
     _known(env)
     line = open_line(name, configuration.load())
-    entries = [
-        e for e in line.ledger.entries("deployment", project=name) if e.body["environment"] == env
-    ]
+    entries = [e for e in line.ledger.entries("deployment", project=name) if e.body["environment"] == env]
     if not entries:
         raise InputInvalid("was never deployed", f"{name}/{env}", do=f"`ftaas run {name}`")
     served = _deploy(line, env, entries[-1].subject)
-    _say(as_json, served.as_dict(), f"{name} answers in {env}: {served['url']}")
+    _say(as_json, served.as_dict(), f"{name} answers in {env}: {served.url}")
 
 
 @app.command()
@@ -60,7 +58,7 @@ def promote(name: Name, env: Env = "production", as_json: output.Json = False) -
     requirement = line.deployment_requirement(env)
     gates.require(line.ledger, requirement, asset=f"deployment_{env}", actor=line.settings.who)
     served = _deploy(line, env, requirement.digest)
-    _say(as_json, served.as_dict(), f"{name} {short(requirement.digest)} answers in {env}: {served['url']}")
+    _say(as_json, served.as_dict(), f"{name} {short(requirement.digest)} answers in {env}: {served.url}")
 
 
 @app.command()
@@ -78,7 +76,9 @@ def rollback(name: Name, env: Env = "production", as_json: output.Json = False) 
         from resources.tracking import Tracking
 
         make_champion(line, release, Tracking())
-    _say(as_json, served.as_dict(), f"{name} is back at {short(release.digest)} in {env}, pinned until `unpin`")
+    _say(
+        as_json, served.as_dict(), f"{name} is back at {short(release.digest)} in {env}, pinned until `unpin`"
+    )
 
 
 @app.command()
@@ -93,7 +93,9 @@ def unpin(name: Name, env: Env = "production", as_json: output.Json = False) -> 
 
 @app.command()
 def stop(
-    name: Name, env: Annotated[str, typer.Option(help="One environment; else all.")] = "", as_json: output.Json = False
+    name: Name,
+    env: Annotated[str, typer.Option(help="One environment; else all.")] = "",
+    as_json: output.Json = False,
 ) -> None:
     """Stop answering; the process ends with its last project."""
     settings = configuration.load()
@@ -115,7 +117,9 @@ def _deploy(line: Line, environment: str, release: str) -> Deployment:
 
 def _known(environment: str) -> None:
     if environment not in ENVIRONMENTS:
-        raise InputInvalid("there is no such environment", "--env", environment, f"use {' or '.join(ENVIRONMENTS)}")
+        raise InputInvalid(
+            "there is no such environment", "--env", environment, f"use {' or '.join(ENVIRONMENTS)}"
+        )
 
 
 def _say(as_json: bool, document: dict[str, Any], text: str) -> None:

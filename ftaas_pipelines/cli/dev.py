@@ -27,7 +27,9 @@ def dev(as_json: output.Json = False) -> None:
     """Dagster UI, MLflow UI and the deployed endpoints; Ctrl-C stops all of it."""
     settings = configuration.load()
     if dagster_run.live_platform(settings):
-        raise InputInvalid("the platform already runs here", str(settings.home), do="stop the other `make dev`")
+        raise InputInvalid(
+            "the platform already runs here", str(settings.home), do="stop the other `make dev`"
+        )
     for name, port in (("DAGSTER", settings.port_dagster), ("MLFLOW", settings.port_mlflow)):
         _port_free(name, port)
     signal.signal(signal.SIGTERM, _interrupted)
@@ -63,11 +65,26 @@ def dev(as_json: output.Json = False) -> None:
 def _commands(settings: Settings) -> dict[str, list[str]]:
     binaries = Path(sys.executable).parent
     dagster = [str(binaries / "dagster"), "dev", "-m", "ftaas_pipelines.definitions", "-h", "127.0.0.1"]
-    mlflow = [str(binaries / "mlflow"), "server", "--host", "127.0.0.1", "--backend-store-uri", settings.mlflow]
+    mlflow = [
+        str(binaries / "mlflow"),
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--backend-store-uri",
+        settings.mlflow,
+    ]
     artifacts = (settings.home / "mlflow").resolve().as_uri()
     return {
         "dagster": [*dagster, "-p", str(settings.port_dagster)],
-        "mlflow": [*mlflow, "--port", str(settings.port_mlflow), "--workers", "1", "--default-artifact-root", artifacts],
+        "mlflow": [
+            *mlflow,
+            "--port",
+            str(settings.port_mlflow),
+            "--workers",
+            "1",
+            "--default-artifact-root",
+            artifacts,
+        ],
     }
 
 
@@ -126,7 +143,10 @@ def _port_free(name: str, port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             raise InputInvalid(
-                "the port is in use", f"FTAAS_PORT_{name}", str(port), f"stop what holds it, or set FTAAS_PORT_{name}"
+                "the port is in use",
+                f"FTAAS_PORT_{name}",
+                str(port),
+                f"stop what holds it, or set FTAAS_PORT_{name}",
             ) from None
 
 

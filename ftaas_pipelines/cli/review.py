@@ -45,9 +45,7 @@ def list_(
 
 
 @app.command()
-def show(
-    identifier: Annotated[str, typer.Argument(metavar="ID")], as_json: output.Json = False
-) -> None:
+def show(identifier: Annotated[str, typer.Argument(metavar="ID")], as_json: output.Json = False) -> None:
     """What a reviewer should see before deciding."""
     review = requests.find(_ledger(configuration.load()), identifier)
 
@@ -59,14 +57,19 @@ def show(
             ("who may decide", f"{' or '.join(review.who)} ({review.needed} needed)"),
             ("since", review.since),
         ]
-        pairs += [(key, _brief(value)) for key, value in review.summary.items() if value not in (None, "", {})]
+        pairs += [
+            (key, _brief(value)) for key, value in review.summary.items() if value not in (None, "", {})
+        ]
         screen.print(output.facts(pairs))
         for d in review.decisions:
             screen.print(Text(f"{d['at']} {d['by']}: {d['decision']}: {d['comment']}"))
         noun = "model show" if review.environment else "data rows"
         screen.print(Text(f"look closer: ftaas {noun} {short(review.digest)}", style="dim"))
         screen.print(
-            Text(f"answer: ftaas review decide {review.id} --decision approve --comment … --as EMAIL", style="dim")
+            Text(
+                f"answer: ftaas review decide {review.id} --decision approve --comment … --as EMAIL",
+                style="dim",
+            )
         )
 
     output.emit(as_json, _document(review), render)
@@ -96,7 +99,9 @@ def decide(
     output.emit(
         as_json,
         document,
-        lambda screen: screen.print(f"{decision} by {by} on {short(entry.subject)}: ledger entry {entry.seq}"),
+        lambda screen: screen.print(
+            f"{decision} by {by} on {short(entry.subject)}: ledger entry {entry.seq}"
+        ),
     )
 
 
@@ -109,7 +114,9 @@ def _brief(value: Any) -> str:
     if isinstance(value, dict):
         if "sets" in value:
             value = {
-                name: {k: round(v["overall"][value["primary"]]["value"], 3) for k, v in found["systems"].items()}
+                name: {
+                    k: round(v["overall"][value["primary"]]["value"], 3) for k, v in found["systems"].items()
+                }
                 for name, found in value["sets"].items()
             }
         return ", ".join(f"{k}: {_brief(v)}" for k, v in value.items())

@@ -29,7 +29,9 @@ def trace(
     if subject.startswith(("chatcmpl-", "cmpl-")):
         answer = deployments.response(settings, subject)
         if answer is None:
-            raise InputInvalid("no answer with this id is on record", "response", subject, "mind the whole id")
+            raise InputInvalid(
+                "no answer with this id is on record", "response", subject, "mind the whole id"
+            )
         digest = str(answer["release"])
     chain = _chain(store, store.get(digest))
     document = {
@@ -85,7 +87,9 @@ def _show(screen: Console, document: dict[str, Any]) -> None:
         branch = tree.add(Text(f"{artifact['kind']} {artifact['digest']}{intact}"))
         for entry in artifact["ledger"]:
             said = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("seq", "at", "kind", "by"))
-            branch.add(Text(f"#{entry['seq']} {entry['at']} {entry['kind']} by {entry['by']}  {said}", style="dim"))
+            branch.add(
+                Text(f"#{entry['seq']} {entry['at']} {entry['kind']} by {entry['by']}  {said}", style="dim")
+            )
         if artifact["kind"] == "dataset":
             for name, digest in artifact["sources"].items():
                 branch.add(Text(f"source {name} {digest}"))

@@ -48,7 +48,9 @@ def train(
 
     def show(screen: Console) -> None:
         screen.print(f"experimental adapter {short(artifact.digest)}: {artifact.path}")
-        screen.print("it is never released; to promote it, write its settings into project.yaml and run the line")
+        screen.print(
+            "it is never released; to promote it, write its settings into project.yaml and run the line"
+        )
 
     output.emit(as_json, document, show)
 
@@ -74,7 +76,10 @@ def changed_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        found = [Problem(e["msg"], f"--set {'.'.join(map(str, e['loc']))}", repr(e["input"])) for e in error.errors()]
+        found = [
+            Problem(e["msg"], f"--set {'.'.join(map(str, e['loc']))}", repr(e["input"]))
+            for e in error.errors()
+        ]
         raise InputInvalid(found) from None
 
 

@@ -176,7 +176,9 @@ def awaited(ledger: Ledger, requirement: Requirement, asset: str) -> list[dict[s
     return rows
 
 
-def refusal(requirement: Requirement, found: Standing, waiting: Sequence[dict[str, Any]], asset: str) -> Refused:
+def refusal(
+    requirement: Requirement, found: Standing, waiting: Sequence[dict[str, Any]], asset: str
+) -> Refused:
     """The error that says why not: names the digest, the missing roles, and what to do."""
     target = f" for {requirement.environment}" if requirement.environment else ""
     noun = "splits" if requirement.gate == "train" else "release"
@@ -185,8 +187,8 @@ def refusal(requirement: Requirement, found: Standing, waiting: Sequence[dict[st
     for entry in found.refusals:
         problems.append(
             Problem(
-                f"{noun} {short(requirement.digest)}{target}: {ROLE_NAMES[entry.body['role']]} {entry.actor} said "
-                f"'{entry.body['decision']}': {entry.body.get('comment', '')}",
+                f"{noun} {short(requirement.digest)}{target}: {ROLE_NAMES[entry.body['role']]} {entry.actor} "
+                f"said '{entry.body['decision']}': {entry.body.get('comment', '')}",
                 where,
                 do="change what was asked for; a new digest gets a new review",
             )
@@ -228,7 +230,9 @@ def require(ledger: Ledger, requirement: Requirement, *, asset: str, actor: str)
         project=requirement.project,
         actor=actor,
     )
-    return Grant(requirement.gate, requirement.project, requirement.digest, requirement.environment, entry.hash)
+    return Grant(
+        requirement.gate, requirement.project, requirement.digest, requirement.environment, entry.hash
+    )
 
 
 def check(ledger: Ledger, grant: dict[str, Any], *, gate: Gate, project: str, digest: str) -> None:
@@ -240,7 +244,9 @@ def check(ledger: Ledger, grant: dict[str, Any], *, gate: Gate, project: str, di
     where, do = f"{project}/{gate}", "run it with `ftaas run`, which asks the gate"
     entry = ledger.entry(str(grant.get("entry", "")))
     if entry is None or entry.kind != "grant" or not ledger.is_authentic(entry):
-        raise Refused(f"the grant for {short(digest)} is not in the ledger", where, str(grant.get("entry")), do)
+        raise Refused(
+            f"the grant for {short(digest)} is not in the ledger", where, str(grant.get("entry")), do
+        )
     if (entry.project, entry.subject, entry.body["gate"]) != (project, digest, gate):
         raise Refused(
             f"the grant is not for {short(digest)}", where, f"{entry.body['gate']} {short(entry.subject)}", do

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import OperationalError
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.governance import signing
@@ -105,15 +107,15 @@ class Ledger:
             home.mkdir(parents=True, exist_ok=True)
             self._engine = sa.create_engine(url, connect_args={"timeout": 60})
             # SQLAlchemy's default lets SQLite begin lazily; the chain needs the write lock first.
-            sa.event.listen(self._engine, "connect", _autocommit_off)
-            sa.event.listen(self._engine, "begin", _begin)
+            event.listen(self._engine, "connect", _autocommit_off)
+            event.listen(self._engine, "begin", _begin)
             self._writer = self._engine.execution_options(writes=True)
             with self._writer.begin() as connection:
                 if not sa.inspect(connection).has_table("ledger"):
                     _METADATA.create_all(connection)
                     for trigger in _SQLITE_TRIGGERS:
                         connection.execute(sa.text(trigger))
-        except (OSError, sa.exc.OperationalError) as error:
+        except (OSError, OperationalError) as error:
             raise InputInvalid(
                 "the ledger cannot be written",
                 str(home),
@@ -132,9 +134,7 @@ class Ledger:
             entry = Entry(seq, now(), kind, actor, project, subject, body, prev, "", "")
             hash_ = entry.computed_hash()
             entry = replace(entry, hash=hash_, signature=signing.sign(self.home, hash_.encode()))
-            connection.execute(
-                _ENTRIES.insert().values({**entry.__dict__, "body": canonical(body).decode()})
-            )
+            connection.execute(_ENTRIES.insert().values({**entry.__dict__, "body": canonical(body).decode()}))
         self._write_head(entry)
         return entry
 
@@ -234,7 +234,9 @@ def _entry(row: Any) -> Entry:
     try:
         return Entry(**{**values, "body": json.loads(values["body"])})
     except ValueError as error:
-        raise FtaasError("an entry is not JSON", f"ledger entry {values['seq']}", do="restore a backup") from error
+        raise FtaasError(
+            "an entry is not JSON", f"ledger entry {values['seq']}", do="restore a backup"
+        ) from error
 
 
 def _autocommit_off(connection: Any, _: Any) -> None:

@@ -54,7 +54,9 @@ def open_requests(
     for role, needed in requirement.roles.items():
         if needed == 0:
             continue
-        identifier = "r" + digest_of({"role": role, "terms": requirement.terms, "p": requirement.project})[:10]
+        identifier = (
+            "r" + digest_of({"role": role, "terms": requirement.terms, "p": requirement.project})[:10]
+        )
         # One that was superseded while open is asked again: the old content came back.
         if identifier in existing and existing[identifier].state != "superseded":
             continue
@@ -72,7 +74,9 @@ def open_requests(
             "link": f"ftaas review show {identifier}",
         }
         opened.append(
-            ledger.append("review_requested", requirement.digest, body, project=requirement.project, actor=actor)
+            ledger.append(
+                "review_requested", requirement.digest, body, project=requirement.project, actor=actor
+            )
         )
     return opened
 
@@ -88,7 +92,11 @@ def reviews(
     found: list[Review] = []
     for e in requests.values():
         own = [
-            {"by": d.actor, "at": d.at, **{k: d.body[k] for k in ("decision", "comment", "conditions", "risk")}}
+            {
+                "by": d.actor,
+                "at": d.at,
+                **{k: d.body[k] for k in ("decision", "comment", "conditions", "risk")},
+            }
             for d in decisions
             if d.body["review"] == e.body["id"]
         ]
@@ -151,7 +159,9 @@ def decide(
     review = find(ledger, identifier)
     where = f"review {identifier}"
     if decision not in get_args(Decision):
-        raise InputInvalid("is not a decision", "--decision", decision, f"use {', '.join(get_args(Decision))}")
+        raise InputInvalid(
+            "is not a decision", "--decision", decision, f"use {', '.join(get_args(Decision))}"
+        )
     if not comment.strip():
         raise InputInvalid("a decision needs a comment", "--comment", do="say what was checked, and why")
     if decision == "approve_with_conditions" and not conditions.strip():
@@ -181,4 +191,3 @@ def decide(
         "saw": digest_of(review.summary),
     }
     return ledger.append("decision", review.digest, body, project=review.project, actor=by)
-

@@ -326,9 +326,7 @@ def their_there() -> Iterator[Sentence]:
             for rest in rests:
                 for time in times:
                     right = sentence(group, rest, time)
-                    yield Sentence(
-                        "their_there", f"{group} {rest}", right, right.replace("their", "there")
-                    )
+                    yield Sentence("their_there", f"{group} {rest}", right, right.replace("their", "there"))
     for verb, rests, times in (
         ("is", THERE_IS, NOW),
         ("was", THERE_IS, THEN),
@@ -338,9 +336,7 @@ def their_there() -> Iterator[Sentence]:
         for rest in rests:
             for time in times:
                 right = sentence("There", verb, rest, time)
-                yield Sentence(
-                    "their_there", f"There {verb} {rest}", right, right.replace("There", "Their")
-                )
+                yield Sentence("their_there", f"There {verb} {rest}", right, right.replace("There", "Their"))
     for place in THERE_PLACE:
         right = f"{place}."
         yield Sentence("their_there", right, right, right.replace("there", "their"))
@@ -478,7 +474,7 @@ def verify(train: Rows, test: Rows, counts: Counter) -> list[str]:
 
 def three_grams(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z]+", text.lower())
-    return set(zip(words, words[1:], words[2:]))
+    return set(zip(words, words[1:], words[2:], strict=False))
 
 
 def nearest(rows: Rows, others: Rows) -> float:

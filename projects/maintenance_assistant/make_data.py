@@ -198,8 +198,7 @@ def question_rows(questions: dict, part: str) -> list[Row]:
             require(answer[0].isupper() and answer[-1] == ".", f"not a sentence: {answer!r}")
             title = subject[0].upper() + subject[1:]
             rows += [
-                row(QUESTION_INSTRUCTION, wording.format(s=subject, S=title), answer)
-                for wording in wordings
+                row(QUESTION_INSTRUCTION, wording.format(s=subject, S=title), answer) for wording in wordings
             ]
     return rows
 
@@ -234,7 +233,7 @@ def prompt(r: Row) -> str:
 
 def three_grams(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"[a-z0-9]+", text.lower())
-    return set(zip(words, words[1:], words[2:])) or {tuple(words)}
+    return set(zip(words, words[1:], words[2:], strict=False)) or {tuple(words)}
 
 
 def nearest(rows: list[Row], others: list[Row], text) -> tuple[float, str, str]:

@@ -1,0 +1,1 @@
+"""WHAT HAPPENS AFTERWARDS: traffic, drift, feedback."""
