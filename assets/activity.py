@@ -7,7 +7,7 @@ whose process is gone is read as failed.
 import json
 import os
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -76,9 +76,7 @@ def read(home: Path, project: str, asset: str) -> Activity | None:
     except FileNotFoundError:
         return None
     if activity.state == "running" and not activity.alive:
-        return Activity(
-            **{**asdict(activity), "state": "failed", "error": "its process was killed", "exit_code": 1}
-        )
+        return replace(activity, state="failed", error="its process was killed", exit_code=1)
     return activity
 
 

@@ -55,8 +55,8 @@ def _answer(settings: Settings, waiting: list[dict[str, Any]]) -> None:
                 "the demo cannot answer this review", row["asset"], do="answer it with `ftaas review`"
             )
         output.say(
-            f"  ! the demo itself signs {row['asset']} as {row['role']}: {row['who'][0]} (an invented person)",
-            "yellow",
+            f"  ! the demo itself signs {row['asset']} as {row['role']}: {row['who'][0]}, an invented person",
+            style="yellow",
         )
         requests.decide(ledger, row["review"], decision="approve", comment=_COMMENT, by=row["who"][0])
 

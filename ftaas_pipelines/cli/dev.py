@@ -15,7 +15,7 @@ import psutil
 
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
-from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted
+from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 
@@ -32,7 +32,6 @@ def dev(as_json: output.Json = False) -> None:
         )
     for name, port in (("DAGSTER", settings.port_dagster), ("MLFLOW", settings.port_mlflow)):
         _port_free(name, port)
-    signal.signal(signal.SIGTERM, _interrupted)
     children: dict[str, subprocess.Popen[bytes]] = {}
     started: list[str] = []
     try:
@@ -52,7 +51,7 @@ def dev(as_json: output.Json = False) -> None:
             time.sleep(0.5)
         dead = next(name for name, child in children.items() if child.poll() is not None)
         raise FtaasError(f"{dead} ended by itself", "make dev", do=f"see {_log(settings, dead)}")
-    except (KeyboardInterrupt, Interrupted):
+    except KeyboardInterrupt:
         output.say("stopping")
     finally:
         (settings.home / "dev.json").unlink(missing_ok=True)
@@ -98,6 +97,8 @@ def _start(settings: Settings, name: str, command: list[str]) -> "subprocess.Pop
         "PYTHONWARNINGS": "ignore",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # Seven job workers of 240 MB each, for features that nothing here uses.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
     with log.open("wb") as sink:
         # A group of its own, so that Ctrl-C reaches only this process, which then stops them in order.
@@ -179,7 +180,3 @@ def _stop(child: "subprocess.Popen[bytes]") -> None:
         except psutil.NoSuchProcess:
             continue
     child.wait()
-
-
-def _interrupted(*_: object) -> None:
-    raise Interrupted("stopped")

@@ -7,6 +7,7 @@ own) or a function (a verb).
 
 import importlib
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     as_json = "--json" in words
     if len(words) == 1 and COMMANDS.get(words[0], ("", ""))[0].endswith(":app"):
         words.append("--help")  # a noun alone: show its verbs
+    # Said outright, because a shell starts a background job with SIGINT ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     try:
         command = get_command(frame(words[0]))
         result = command.main(args=words, prog_name="ftaas", standalone_mode=False)

@@ -129,7 +129,7 @@ def _waiting(states: list[AssetState], waiting: list[dict[str, Any]]) -> Refused
         Problem(
             f"{row['asset']} {short(_digest(states, row['asset']))}: waiting for {row['role']} "
             f"{' or '.join(row['who']) or 'nobody named'} since {row['since']}",
-            do=f"`{row['link']}`, then `ftaas review decide {row['review']}` with --decision, --comment, --as",
+            do=f"`{row['link']}`, then `ftaas review decide {row['review']} --decision … --comment … --as …`",
         )
         for row in waiting
     ]
