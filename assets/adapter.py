@@ -54,9 +54,10 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
     ) -> Iterator[Any]:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, name):
+            line.require_known_actor(name)
             requirement = line.training_requirement()
         try:
-            grant = gates.require(line.ledger, requirement, asset=name, actor=line.settings.who)
+            grant = gates.require(line.ledger, requirement, asset=name, actor=line.actor)
         except Refused as refusal:
             with_dataset = key(loaded, "dataset") in context.job_def.asset_layer.selected_asset_keys
             waits = with_dataset and not gates.standing(line.ledger, requirement).refusals

@@ -14,9 +14,10 @@ def carry_on() -> Condition:
     """Something upstream has other content than before, or this was never made from what is there.
 
     `data_version_changed` and not `eager`: an upstream asset made again with the same content makes
-    nothing stale, so nothing is trained or deployed for it.
+    nothing stale, so nothing is trained or deployed for it. And `newly_missing`, which stays due until
+    it is requested once: `missing` would ask again every second tick for what a gate has refused.
     """
-    due = C.any_deps_match(C.data_version_changed()) | C.missing()
+    due = C.any_deps_match(C.data_version_changed()) | C.newly_missing()
     return _quietly(due)
 
 

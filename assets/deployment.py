@@ -67,7 +67,7 @@ def _deployment(loaded: Loaded, environment: str) -> Definition:
             context.log.info(said)
             return
         with attempt(context, line, name, requirement.digest):
-            grant = gates.require(line.ledger, requirement, asset=name, actor=line.settings.who)
+            grant = gates.require(line.ledger, requirement, asset=name, actor=line.actor)
             assert line.release is not None
             with line.store.lease(f"deploy-{environment}-{loaded.name}", line.settings.lease_wait_s):
                 served = deploy(line, environment, line.release, tracking)
@@ -111,7 +111,7 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
     said = [e for e in ledger.entries("deployment", project=project) if e.body["environment"] == environment]
     if not said or said[-1].subject != release.digest:
         body = {"environment": environment, "url": served.url, "adapter": content["adapter"]}
-        ledger.append("deployment", release.digest, body, project=project, actor=line.settings.who)
+        ledger.append("deployment", release.digest, body, project=project, actor=line.actor)
     if environment == "production":
         make_champion(line, release, tracking)
     return served
@@ -126,7 +126,7 @@ def make_champion(line: Line, release: Artifact, tracking: Tracking) -> None:
             release.digest,
             {"adapter": release.content["adapter"]},
             project=line.project.name,
-            actor=line.settings.who,
+            actor=line.actor,
         )
     tracking.champion(line.settings.mlflow, line.project.name, release.digest)
 
@@ -137,12 +137,16 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
     @dg.asset_check(asset=asset, name="smoke", description="It answers.")
     def smoke() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
-        question = _test_rows(line)[0]["prompt"]
-        answer = deployments.ask(line.settings, environment, loaded.name, question)
+        question = _test_rows(line)[0]
+        answer = deployments.ask(line.settings, environment, loaded.name, question["messages"])
         return dg.AssetCheckResult(
             passed=bool(answer["answer"].strip()),
             description=f"answered in {answer['latency_ms']:.0f} ms",
-            metadata={"question": question, "answer": answer["answer"], "response_id": answer["response_id"]},
+            metadata={
+                "question": question["prompt"],
+                "answer": answer["answer"],
+                "response_id": answer["response_id"],
+            },
         )
 
     @dg.asset_check(
@@ -170,8 +174,7 @@ def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
             line.settings,
             environment,
             line.project.name,
-            row["prompt"],
-            system=line.project.dataset.system or None,
+            row["messages"],
             max_tokens=line.project.evaluation.max_new_tokens,
         )
         found.append(

@@ -30,14 +30,6 @@ def define(loaded: Loaded) -> list[Definition]:
         with attempt(context, line, "evaluation"):
             spec = line.evaluation_spec()
             made = by_stage(context, line, spec, launcher)
-            if not made.reused:  # every look at test is on record, and counted in the report
-                line.ledger.append(
-                    "test_look",
-                    spec.inputs["splits"],
-                    {"evaluation": made.artifact.digest, "adapter": spec.inputs["adapters"]["candidate"]},
-                    project=loaded.name,
-                    actor=line.settings.who,
-                )
         return result(made, **_metadata(line, made))
 
     return [evaluation, *_checks(loaded)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput, SplitsInputs, Verdict
-from ftaas_pipelines.errors import FtaasError, InputInvalid
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
@@ -79,6 +79,25 @@ class Line:
     def ledger(self) -> Ledger:
         return Ledger(self.settings.ledger, self.settings.home)
 
+    @property
+    def actor(self) -> str:
+        """Who acts: the actor of settings; for the daemon, the project's owner."""
+        return self.project.people.owners[0] if self.settings.daemon else self.settings.who
+
+    def require_known_actor(self, asset: str) -> None:
+        """Above sensitivity `internal`, only a named person starts what needs separation of duties.
+
+        Raises:
+            Refused: nobody knows who acts.
+        """
+        if "@" not in self.actor and self.project.data_sensitivity in ("confidential", "restricted"):
+            raise Refused(
+                f"nobody knows who starts this, on {self.project.data_sensitivity} data",
+                f"{self.project.name}/{asset}",
+                self.actor,
+                "set FTAAS_ACTOR to your e-mail, or map the OS user in FTAAS_ACTOR_MAP",
+            )
+
     # -- what each asset is made from ----------------------------------------------------------
 
     @cached_property
@@ -112,9 +131,8 @@ class Line:
     def verdicts(self) -> list[Verdict]:
         """The latest word on each record, from the ledger."""
         latest: dict[str, Verdict] = {}
-        for entry in self.ledger.entries("verdict", project=self.project.name):
-            if self.ledger.is_authentic(entry):
-                latest[entry.subject] = Verdict(record_id=entry.subject, entry=entry.hash, **entry.body)
+        for entry in self.ledger.entries("verdict", project=self.project.name, authentic=True):
+            latest[entry.subject] = Verdict(record_id=entry.subject, entry=entry.hash, **entry.body)
         return [latest[key] for key in sorted(latest)]
 
     def dataset_spec(self) -> Spec:
@@ -170,7 +188,10 @@ class Line:
             threads=self.settings.threads,
         )
         budget = self.project.budget
-        minutes = budget.training_minutes
+        limits = [budget.training_minutes]
+        if budget.usd is not None and budget.usd_per_hour:
+            limits.append(60 * budget.usd / budget.usd_per_hour)
+        minutes = min((m for m in limits if m is not None), default=None)
         if experiment:
             cap = self.policy.experiments.max_training_minutes
             minutes = min(minutes, cap) if minutes else cap
@@ -263,7 +284,11 @@ class Line:
     def release(self) -> Artifact | None:
         """The release, once the ledger holds it."""
         artifact = self._found_digest(self.release_digest)
-        return artifact if artifact and self.ledger.entries("release", subject=artifact.digest) else None
+        return (
+            artifact
+            if artifact and self.ledger.entries("release", subject=artifact.digest, authentic=True)
+            else None
+        )
 
     # -- gates ---------------------------------------------------------------------------------
 
@@ -273,7 +298,11 @@ class Line:
 
     def deployment_requirement(self, environment: str) -> Requirement:
         release = self._made(f"approval_request_{environment}", "release", self.release)
-        return gates.deployment_requirement(self.policy, self.project, release.digest, environment)
+        grants = self.ledger.entries("grant", project=self.project.name, subject=release.content["splits"])
+        trained_by = {e.actor for e in grants if e.body["asset"].startswith("adapter_")}
+        return gates.deployment_requirement(
+            self.policy, self.project, release.digest, environment, sorted(trained_by)
+        )
 
     def champion_before(self, adapter: str) -> str | None:
         """The production adapter that this one has to beat: the one before it, never itself.
@@ -281,7 +310,7 @@ class Line:
         Stable once the adapter is champion itself, so that its own evaluation does not become stale.
         """
         before: str | None = None
-        for entry in self.ledger.entries("champion", project=self.project.name):
+        for entry in self.ledger.entries("champion", project=self.project.name, authentic=True):
             if entry.body["adapter"] == adapter:
                 break
             before = entry.body["adapter"]
@@ -331,7 +360,7 @@ class Line:
                 home=self.settings.home.resolve(),
                 store=self.store.root,
                 ledger=self.settings.ledger,
-                actor=self.settings.who,
+                actor=self.actor,
                 **run,
             ),
         )

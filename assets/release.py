@@ -28,7 +28,7 @@ def define(loaded: Loaded) -> list[Definition]:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, "release"):
             require_evidence(line, "release")
-            gates.require(line.ledger, line.training_requirement(), asset="release", actor=line.settings.who)
+            gates.require(line.ledger, line.training_requirement(), asset="release", actor=line.actor)
             with line.store.lease(f"release-{loaded.name}", line.settings.lease_wait_s):
                 artifact = _release(line)
                 version = _register(line, artifact, tracking)
@@ -70,7 +70,5 @@ def _register(line: Line, artifact: Artifact, tracking: Tracking) -> str:
             "model_version": version,
             "signature": signing.sign(line.settings.home, artifact.digest.encode()),
         }
-        line.ledger.append(
-            "release", artifact.digest, body, project=line.project.name, actor=line.settings.who
-        )
+        line.ledger.append("release", artifact.digest, body, project=line.project.name, actor=line.actor)
     return version

@@ -67,7 +67,7 @@ def _row_review_request(loaded: Loaded) -> Definition:
                     dataset.digest,
                     {"sample": min(sample, dataset.content["records"])},
                     project=loaded.name,
-                    actor=line.settings.who,
+                    actor=line.actor,
                 )
         return _requested(dataset.digest, [f"{sample} rows" if sample else "no row review is asked for"])
 
@@ -137,9 +137,7 @@ def _approval_request(loaded: Loaded, environment: str) -> Definition:
 
 def _open(line: Line, requirement: Requirement, asset: str, summary: dict[str, Any]) -> None:
     with line.store.lease(f"reviews-{line.project.name}", line.settings.lease_wait_s):
-        requests.open_requests(
-            line.ledger, requirement, asset=asset, summary=summary, actor=line.settings.who
-        )
+        requests.open_requests(line.ledger, requirement, asset=asset, summary=summary, actor=line.actor)
 
 
 def _who(line: Line, requirement: Requirement, asset: str) -> list[str]:

@@ -140,7 +140,9 @@ def _deployment(line: Line, name: str, environment: str) -> AssetState:
         return AssetState(
             name, state, current.release if current else None, str(refusal.problems[0]), None, waiting
         )
-    deployed = line.ledger.entries("deployment", project=line.project.name, subject=requirement.digest)
+    deployed = line.ledger.entries(
+        "deployment", project=line.project.name, subject=requirement.digest, authentic=True
+    )
     done = [e for e in deployed if e.body["environment"] == environment]
     if current and (current.release, current.state) == (requirement.digest, "running") and done:
         return AssetState(name, "fresh", requirement.digest, current.url, done[-1].at)

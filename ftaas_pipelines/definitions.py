@@ -52,4 +52,7 @@ def build(config: settings.Settings, only: str | None = None) -> dg.Definitions:
     )
 
 
-defs = build(settings.load())
+@dg.definitions
+def defs() -> dg.Definitions:
+    """What `dagster dev -m ftaas_pipelines.definitions` loads. A function: importing builds nothing."""
+    return build(settings.load())

@@ -28,6 +28,7 @@ class Settings:
     projects: Path = _setting(Path("projects"), "folder of project folders")
     policy: Path = _setting(Path("policy/platform.yaml"), "the platform policy")
     actor: str = _setting("", "who acts (an e-mail); empty: the OS user through actor_map")
+    daemon: int = _setting(0, "1 where a daemon runs the line: it acts for each project's owner")
     actor_map: str = _setting("", "OS users and their e-mails: 'anna=anna@acme.org,ben=…'")
     ledger_url: str = _setting("", "SQLAlchemy URL of the ledger; empty: ledger.db in home", True)
     mlflow_uri: str = _setting("", "MLflow tracking URI; empty: mlflow.db in home", True)

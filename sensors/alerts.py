@@ -1,6 +1,8 @@
 """A failed run tells a person: stage, cause, log, newest checkpoint, and the command that goes on."""
 
+import logging
 import smtplib
+import ssl
 from email.message import EmailMessage
 from typing import Any
 from urllib.parse import unquote, urlparse
@@ -11,8 +13,10 @@ import httpx
 from assets import activity
 from ftaas_pipelines import settings
 from ftaas_pipelines.settings import Settings
+from ftaas_pipelines.training.checkpoints import MARKER
 
 TIMEOUT_S = 10
+logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs the URL, which may be a secret
 
 
 def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]:
@@ -25,10 +29,18 @@ def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]
         last = activity.read(config.home, project, asset)
         if last and last.state == "failed" and last.run_id == run.run_id:
             failed.append({"project": project, "asset": asset, "cause": last.error, "input": last.input})
-    first = failed[0] if failed else {"project": run.job_name, "asset": "", "cause": error, "input": ""}
-    checkpoints = (
-        sorted((config.store_path / "work" / first["input"]).glob("checkpoint-*")) if first["input"] else []
+    first = (
+        failed[0]
+        if failed
+        else {
+            "project": run.tags.get("ftaas/project", run.job_name),
+            "asset": "",
+            "cause": error,
+            "input": "",
+        }
     )
+    work = config.store_path / "work" / first["input"]
+    whole = [marker.parent.name for marker in work.glob(f"checkpoint-*/{MARKER}")] if first["input"] else []
     return {
         "project": first["project"],
         "stage": first["asset"],
@@ -37,7 +49,7 @@ def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]
         "log": str(activity.log_path(config.home, first["project"], first["asset"]))
         if first["asset"]
         else "",
-        "checkpoint": checkpoints[-1].name if checkpoints else "",
+        "checkpoint": max(whole, key=lambda name: int(name.rpartition("-")[2]), default=""),
         "retry": f"ftaas run {first['project']}",
     }
 
@@ -48,12 +60,12 @@ def send(alert: dict[str, Any], config: Settings) -> list[str]:
     if config.alert_webhook:
         try:
             httpx.post(config.alert_webhook, json=alert, timeout=TIMEOUT_S).raise_for_status()
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             failed.append(f"webhook: {type(error).__name__}")
     if config.alert_email and config.smtp_url:
         try:
             _mail(alert, config)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: the port of the URL is no number
             failed.append(f"mail: {type(error).__name__}")
     return failed
 
@@ -66,7 +78,7 @@ def _mail(alert: dict[str, Any], config: Settings) -> None:
     message.set_content("\n".join(f"{key}: {value}" for key, value in alert.items()))
     with smtplib.SMTP(url.hostname or "localhost", url.port or 25, timeout=TIMEOUT_S) as server:
         if url.username:
-            server.starttls()
+            server.starttls(context=ssl.create_default_context())  # without one, no certificate is checked
             server.login(unquote(url.username), unquote(url.password or ""))
         server.send_message(message)
 

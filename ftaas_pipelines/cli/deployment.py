@@ -43,7 +43,11 @@ def up(name: Name, env: Env = "production", as_json: output.Json = False) -> Non
     """Start what was deployed (after a reboot, say): the release that this environment served last."""
     _known(env)
     line = open_line(name, configuration.load())
-    entries = [e for e in line.ledger.entries("deployment", project=name) if e.body["environment"] == env]
+    entries = [
+        e
+        for e in line.ledger.entries(project=name, authentic=True)
+        if e.kind in ("deployment", "rollback") and e.body["environment"] == env
+    ]
     if not entries:
         raise InputInvalid("was never deployed", f"{name}/{env}", do=f"`ftaas run {name}`")
     served = _deploy(line, env, entries[-1].subject)
@@ -56,7 +60,7 @@ def promote(name: Name, env: Env = "production", as_json: output.Json = False) -
     _known(env)
     line = open_line(name, configuration.load())
     requirement = line.deployment_requirement(env)
-    gates.require(line.ledger, requirement, asset=f"deployment_{env}", actor=line.settings.who)
+    gates.require(line.ledger, requirement, asset=f"deployment_{env}", actor=line.actor)
     served = _deploy(line, env, requirement.digest)
     _say(as_json, served.as_dict(), f"{name} {short(requirement.digest)} answers in {env}: {served.url}")
 
@@ -69,7 +73,7 @@ def rollback(name: Name, env: Env = "production", as_json: output.Json = False) 
     served = deployments.rollback(line.settings, env, name)
     release = line.store.get(served.release)
     body = {"environment": env, "adapter": release.content["adapter"], "url": served.url}
-    line.ledger.append("rollback", release.digest, body, project=name, actor=line.settings.who)
+    line.ledger.append("rollback", release.digest, body, project=name, actor=line.actor)
     if env == "production":
         # Dagster is imported with these, so only when they are needed.
         from assets.deployment import make_champion
@@ -87,7 +91,7 @@ def unpin(name: Name, env: Env = "production", as_json: output.Json = False) -> 
     _known(env)
     line = open_line(name, configuration.load())
     deployments.unpin(line.settings, env, name)
-    line.ledger.append("unpin", env, {"environment": env}, project=name, actor=line.settings.who)
+    line.ledger.append("unpin", env, {"environment": env}, project=name, actor=line.actor)
     _say(as_json, {"project": name, "env": env, "pinned": False}, f"{name} in {env} is no longer pinned")
 
 

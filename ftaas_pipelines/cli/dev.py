@@ -94,6 +94,7 @@ def _start(settings: Settings, name: str, command: list[str]) -> "subprocess.Pop
         **os.environ,
         **settings.environ(),
         **dagster_run.dagster_environment(settings),
+        "FTAAS_DAEMON": "1",
         "PYTHONWARNINGS": "ignore",
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -103,9 +103,13 @@ def training_requirement(policy: PlatformPolicy, project: Project, splits: str) 
 
 
 def deployment_requirement(
-    policy: PlatformPolicy, project: Project, release: str, environment: str
+    policy: PlatformPolicy, project: Project, release: str, environment: str, trained_by: Sequence[str] = ()
 ) -> Requirement:
-    """Approval of a release for one environment; zero approvers means it passes by policy."""
+    """Approval of a release for one environment; zero approvers means it passes by policy.
+
+    Args:
+        trained_by: who started its training; separation of duties keeps them from approving it.
+    """
     return Requirement(
         "deploy",
         project.name,
@@ -113,13 +117,13 @@ def deployment_requirement(
         environment,
         {"approver": policy.approvals(project, environment)},
         {"approver": project.people.holding("approver")},
-        _excluded(policy, project),
+        _excluded(policy, project, trained_by),
         policy.thresholds(project),
     )
 
 
-def _excluded(policy: PlatformPolicy, project: Project) -> list[str]:
-    return sorted(project.people.owners) if policy.separation_of_duties else []
+def _excluded(policy: PlatformPolicy, project: Project, others: Sequence[str] = ()) -> list[str]:
+    return sorted({*project.people.owners, *others}) if policy.separation_of_duties else []
 
 
 def standing(ledger: Ledger, requirement: Requirement) -> Standing:
@@ -130,8 +134,8 @@ def standing(ledger: Ledger, requirement: Requirement) -> Standing:
     """
     latest: dict[tuple[str, str], Entry] = {}
     requests: dict[str, Entry] = {}
-    for entry in ledger.entries(project=requirement.project, subject=requirement.digest):
-        if entry.body.get("terms") != requirement.terms or not ledger.is_authentic(entry):
+    for entry in ledger.entries(project=requirement.project, subject=requirement.digest, authentic=True):
+        if entry.body.get("terms") != requirement.terms:
             continue
         if entry.kind == "review_requested":
             requests[entry.body["role"]] = entry

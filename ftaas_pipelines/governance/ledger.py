@@ -145,8 +145,14 @@ class Ledger:
         project: str | None = None,
         subject: str | None = None,
         as_of: str | None = None,
+        authentic: bool = False,
     ) -> list[Entry]:
-        """Entries in order, narrowed by kind, project, subject and time (ISO, inclusive by prefix)."""
+        """Entries in order, narrowed by kind, project, subject and time (ISO, inclusive by prefix).
+
+        Args:
+            authentic: leave out what this installation did not write unchanged. Whatever decides
+                something reads so.
+        """
         query = sa.select(_ENTRIES).order_by(_ENTRIES.c.seq)
         for column, value in (("kind", kind), ("project", project), ("subject", subject)):
             if value is not None:
@@ -154,7 +160,8 @@ class Ledger:
         if as_of:
             query = query.where(_ENTRIES.c.at <= as_of + "~")
         with self._engine.connect() as connection:
-            return [_entry(row) for row in connection.execute(query)]
+            found = [_entry(row) for row in connection.execute(query)]
+        return [e for e in found if not authentic or self.is_authentic(e)]
 
     def entry(self, entry_hash: str) -> Entry | None:
         """The entry with this hash, or None."""

@@ -237,11 +237,13 @@ def ask(
     settings: Settings,
     environment: str,
     project: str,
-    question: str,
+    question: str | list[dict[str, str]],
     system: str | None = None,
     max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Ask one question. The result is what `ftaas ask --json` prints, and `token_ids` and `release`.
+    """Ask one question, or go on with a conversation of `{"role", "content"}` messages.
+
+    The result is what `ftaas ask --json` prints, and `token_ids` and `release`.
 
     Raises:
         InputInvalid: the project is not deployed there.
@@ -249,9 +251,10 @@ def ask(
     """
     target = deployment(settings, environment, project)
     messages = [{"role": "system", "content": system}] if system else []
+    asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
     body: dict[str, Any] = {
         "model": project,
-        "messages": [*messages, {"role": "user", "content": question}],
+        "messages": [*messages, *asked],
         "return_token_ids": True,
     }
     if max_tokens:

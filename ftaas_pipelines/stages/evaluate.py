@@ -23,7 +23,7 @@ from ftaas_pipelines.stages.program import Report
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store, canonical, short
 
-LOOK = "test_look"  # the ledger entry that the asset writes after each look at a test split
+LOOK = "test_look"  # the ledger entry of each look at a test split
 _LIBRARIES = (
     "torch",
     "transformers",
@@ -52,6 +52,7 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
     splits = store.get(inputs.splits).path
     adapters = {label: store.get(digest).path for label, digest in inputs.adapters.items()}
     started = time.perf_counter()
+    looks = _look(spec, inputs) if inputs.split == "test" else 0
 
     from ftaas_pipelines.evaluation import compare, run
     from ftaas_pipelines.evaluation.report import Facts, render
@@ -65,7 +66,7 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
         (draft.path / "answers.jsonl").write_bytes(b"".join(canonical(a) + b"\n" for a in answers(results)))
         if inputs.split == "test":
             (draft.path / "beside").mkdir()
-            html = render(results, scores, Facts(spec.project, inputs, _looks(spec, inputs)))
+            html = render(results, scores, Facts(spec.project, inputs, looks))
             (draft.path / "beside" / "report.html").write_text(html, encoding="utf-8")
         draft.content = {
             "split": inputs.split,
@@ -88,6 +89,7 @@ def answers(results: Any) -> list[dict[str, Any]]:
             "set": one.name,
             "slice": record.slice,
             "prompt": record.prompt,
+            "messages": list(record.messages),
             "reference": record.reference,
             "answers": {label: texts[i] for label, texts in one.texts.items()},
             "token_ids": {label: ids[i] for label, ids in one.token_ids.items() if label == "candidate"},
@@ -122,10 +124,16 @@ def _base(spec: Spec, inputs: EvaluateInputs) -> Path:
     return base
 
 
-def _looks(spec: Spec, inputs: EvaluateInputs) -> int:
-    """How often this test split was looked at, this time included."""
+def _look(spec: Spec, inputs: EvaluateInputs) -> int:
+    """Put a look at the test split on record, before anything is seen: killed or not, it has looked.
+
+    Returns:
+        How often this test split was looked at, this time included.
+    """
     ledger = Ledger(spec.run.ledger, spec.run.home)
-    return 1 + len(ledger.entries(LOOK, project=spec.project, subject=inputs.splits))
+    body = {"input": spec.input_digest, "adapter": inputs.adapters["candidate"]}
+    ledger.append(LOOK, inputs.splits, body, project=spec.project, actor=spec.run.actor)
+    return len(ledger.entries(LOOK, project=spec.project, subject=inputs.splits))
 
 
 def _attestation(spec: Spec, seconds: float) -> dict[str, Any]:
