@@ -18,7 +18,7 @@ from ftaas_pipelines.store import now
 
 @dataclass(frozen=True)
 class Activity:
-    """One try at an asset. `state` is running, done or failed."""
+    """One try at an asset. `state` is running, done, failed, or waiting (for a person)."""
 
     project: str
     asset: str

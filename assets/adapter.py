@@ -70,6 +70,7 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
                 description=str(refusal),
             )
             if waits:  # green: red never means "waiting for Anna"
+                activity.note(line.settings.home, loaded.name, name, "waiting", context.run_id)
                 context.log.info(str(refusal))
                 return
             activity.note(line.settings.home, loaded.name, name, "failed", context.run_id, error=refusal)

@@ -68,7 +68,7 @@ def _quality(loaded: Loaded) -> dg.AssetChecksDefinition:
             passed=not failed,
             severity=dg.AssetCheckSeverity.ERROR if severe else dg.AssetCheckSeverity.WARN,
             description=f"{len(rows) - len(failed)} of {len(rows)} expectations hold"
-            + (f"; failed: {', '.join(r['name'] for r in failed)}" if failed else ""),
+            + "".join(f"; {r['name']}: {r['observed']} {r['detail']}".rstrip() for r in failed),
             metadata={"expectations": table(rows, ["name", "type", "severity", "success", "detail"])},
         )
 

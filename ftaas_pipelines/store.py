@@ -240,42 +240,11 @@ class Store:
 
     # -- leases ------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
     def lease(
         self, name: str, wait_s: float = 3600, on_wait: Callable[[str], None] | None = None
-    ) -> Iterator[int]:
-        """Hold the right to make `name`; others wait. Yields the lock's file descriptor.
-
-        The lock is the kernel's (`flock`), so it ends with the processes that hold it. A child that
-        inherits the descriptor (`pass_fds`) keeps it: an orphan is waited for, never raced.
-
-        Raises:
-            FtaasError: someone else held it for longer than `wait_s`.
-        """
-        path = self.root / "leases" / f"{name}.lock"
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise _disk_error(error, self.root) from error
-        try:
-            deadline, told = time.monotonic() + wait_s, False
-            while not _try_lock(descriptor):
-                if not told and on_wait:
-                    on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip())
-                told = True
-                if time.monotonic() > deadline:
-                    raise FtaasError(
-                        f"another process has been making this for {wait_s:.0f} s",
-                        name,
-                        do="wait, `ftaas cancel` it, or raise FTAAS_LEASE_WAIT_S",
-                    )
-                time.sleep(0.2)
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} since {now()}".encode(), 0)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    ) -> contextlib.AbstractContextManager[int]:
+        """Hold the right to make `name`; others wait. See `hold`."""
+        return hold(self.root / "leases" / f"{name}.lock", wait_s, on_wait)
 
     def gc(self, keep_days: float = 1.0) -> int:
         """Remove drafts that nobody writes any more. Returns how many went."""
@@ -285,6 +254,44 @@ class Store:
                 shutil.rmtree(path, ignore_errors=True)
                 removed += 1
         return removed
+
+
+@contextlib.contextmanager
+def hold(path: Path, wait_s: float = 3600, on_wait: Callable[[str], None] | None = None) -> Iterator[int]:
+    """Hold a lock file; others wait. Yields its file descriptor.
+
+    The lock is the kernel's (`flock`), so it ends with the processes that hold it. A child that
+    inherits the descriptor (`pass_fds`) keeps it: an orphan is waited for, never raced.
+
+    Args:
+        on_wait: told once who holds it, when there is somebody to wait for.
+
+    Raises:
+        FtaasError: someone else held it for longer than `wait_s`.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    try:
+        deadline, told = time.monotonic() + wait_s, False
+        while not _try_lock(descriptor):
+            if not told and on_wait:
+                on_wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip())
+            told = True
+            if time.monotonic() > deadline:
+                raise FtaasError(
+                    f"another process has been making this for {wait_s:.0f} s",
+                    path.stem,
+                    do="wait, `ftaas cancel` it, or raise FTAAS_LEASE_WAIT_S",
+                )
+            time.sleep(0.2)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} since {now()}".encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def now() -> str:

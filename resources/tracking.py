@@ -12,7 +12,7 @@ from typing import Any
 
 import dagster as dg
 
-from ftaas_pipelines.store import short
+from ftaas_pipelines.store import hold, short
 
 
 class TrackedRun:
@@ -45,7 +45,11 @@ class Tracking(dg.ConfigurableResource[Any]):
 
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+        if uri.startswith("sqlite:///"):  # two first users would both set up the tables
+            with hold(Path(uri.removeprefix("sqlite:///")).with_suffix(".lock"), wait_s=120):
+                client.search_experiments(max_results=1)
+        return client
 
     @contextlib.contextmanager
     def run(

@@ -12,6 +12,7 @@ import psutil
 
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.settings import Settings
+from ftaas_pipelines.store import hold
 
 PROCESS_TAG = "ftaas/process"
 _HOME = Path(__file__).resolve().parents[2] / "dagster_home" / "local"
@@ -37,7 +38,13 @@ def open_instance(settings: Settings) -> Any:
     os.environ.update(dagster_environment(settings))
     import dagster as dg
 
-    return dg.DagsterInstance.get()
+    # Two first users would both set up the tables, and one would fail: so one at a time.
+    with hold(settings.home / "dagster" / "setup.lock", wait_s=120):
+        instance = dg.DagsterInstance.get()
+        instance.get_runs(limit=1)
+        instance.get_latest_materialization_event(dg.AssetKey("none"))
+        instance.all_instigator_state()
+    return instance
 
 
 def close_dead_runs(instance: Any) -> list[str]:
@@ -152,6 +159,19 @@ def _by_daemon(
             if run is not None and run.is_finished:
                 return Outcome(run_id, run.is_success)
             time.sleep(0.5)
+
+
+def failed_checks(settings: Settings, run_id: str) -> list[tuple[str, str]]:
+    """The checks that stopped a run: `asset: check` and what it said."""
+    import dagster as dg
+
+    found: list[tuple[str, str]] = []
+    events = open_instance(settings).all_logs(run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION)
+    for entry in events:
+        check = entry.get_dagster_event().asset_check_evaluation_data
+        if not check.passed and check.severity is dg.AssetCheckSeverity.ERROR and check.blocking:
+            found.append((f"{check.asset_key.path[-1]}: {check.check_name}", check.description or ""))
+    return found
 
 
 def report_sign_offs(settings: Settings, project: str) -> None:

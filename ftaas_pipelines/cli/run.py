@@ -147,6 +147,10 @@ def _failure(settings: Settings, project: str, names: list[str], run_id: str) ->
         for a in (activity.read(settings.home, project, n) for n in names)
         if a and a.state == "failed" and a.run_id == run_id
     ]
+    broken = dagster_run.failed_checks(settings, run_id)
+    if not failed and broken:  # the data was made, and is not good enough to go on with
+        do = "mend the data or the suite in project.yaml; `ftaas status` shows what was made"
+        return InputInvalid([Problem(said, f"{project}/{check}", do=do) for check, said in broken])
     if not failed:
         do = f"see the run in the Dagster UI (`make dev`), run {run_id}"
         return FtaasError("the run failed", project, do=do)

@@ -16,7 +16,7 @@ from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import short
 
 _EVERY_S = 0.25
-_MARKS = {"done": "✓", "failed": "✗", "running": "▸"}
+_MARKS = {"done": "✓", "failed": "✗", "running": "▸", "waiting": "…"}
 
 
 class RunWatch:
@@ -74,7 +74,7 @@ class RunWatch:
                         tasks[asset] = bars.add_task("", total=1.0, asset=asset, mark="▸", text="")
                     if bars.tasks[tasks[asset]].finished:
                         continue
-                    share = 1.0 if found.state == "done" else self._share(asset, found)
+                    share = 1.0 if found.state in ("done", "waiting") else self._share(asset, found)
                     bars.update(
                         tasks[asset], completed=share, mark=_MARKS[found.state], text=self._text(asset, found)
                     )
@@ -82,12 +82,15 @@ class RunWatch:
     def _text(self, asset: str, found: activity.Activity) -> str:
         if found.state == "failed":
             return found.error.splitlines()[0] if found.error else "failed"
+        if found.state == "waiting":
+            return "waits for a person"
         message = self._message(asset, found)
         if found.state == "done":
-            seconds = time.monotonic() - self._begun.get(asset, time.monotonic())
+            now = time.monotonic()
+            seconds = now - self._begun.get(asset, now)
             head = Path(self._settings.store_path, "heads", self._project, f"{asset}.json")
             digest = json.loads(head.read_text("utf-8"))["output"] if head.exists() else None
-            return f"{short(digest):<12}  {seconds:5.1f} s"
+            return f"{short(digest):<12}  {seconds:5.1f} s" if seconds else f"{short(digest):<12}"
         self._begun.setdefault(asset, time.monotonic())
         return message["message"] if message else "starts"
 

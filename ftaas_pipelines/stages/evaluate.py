@@ -54,6 +54,9 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
     started = time.perf_counter()
     looks = _look(spec, inputs) if inputs.split == "test" else 0
 
+    from ftaas_pipelines.inference import process
+
+    process.prepare(inputs.threads)  # before torch is loaded, which the next line does
     from ftaas_pipelines.evaluation import compare, run
     from ftaas_pipelines.evaluation.report import Facts, render
 
