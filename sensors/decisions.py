@@ -14,8 +14,13 @@ from ftaas_pipelines.projects.catalog import Loaded
 Told = dict[str, str]
 
 
-def sign_off_events(line: Line, told: Told) -> list[dg.AssetMaterialization]:
-    """The sign-offs that hold and were not told yet; `told` (asset to digest) is brought up to date."""
+def sign_off_events(line: Line, told: Told, instance: dg.DagsterInstance) -> list[dg.AssetMaterialization]:
+    """The sign-offs that hold and that Dagster does not know of yet.
+
+    Args:
+        told: asset to the digest told last, empty once that no longer held; brought up to date here.
+        instance: asked for its latest event, which `ftaas run` may have written meanwhile.
+    """
     events: list[dg.AssetMaterialization] = []
     project = line.project
     asked: list[tuple[str, str]] = [("dataset_sign_off", "")]
@@ -28,9 +33,10 @@ def sign_off_events(line: Line, told: Told) -> list[dg.AssetMaterialization]:
             continue
         found = gates.standing(line.ledger, requirement)
         if not found.satisfied:
-            told.pop(label, None)
-        elif told.get(label) != requirement.digest:
-            told[label] = requirement.digest
+            told[label] = ""
+            continue
+        known = told.get(label) != "" and _latest(instance, dg.AssetKey([project.name, asset]))
+        if requirement.digest not in (known, told.get(label)):
             signers = [f"{e.actor} as {e.body['role']}: {e.body['comment']}" for e in found.decisions]
             events.append(
                 dg.AssetMaterialization(
@@ -44,7 +50,15 @@ def sign_off_events(line: Line, told: Told) -> list[dg.AssetMaterialization]:
                     tags={"dagster/data_version": requirement.digest},
                 )
             )
+        told[label] = requirement.digest
     return events
+
+
+def _latest(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
+    """The digest that the latest event of a sign-off speaks of."""
+    event = instance.get_latest_materialization_event(key)
+    tags = event.asset_materialization.tags if event and event.asset_materialization else None
+    return (tags or {}).get("dagster/data_version")
 
 
 def _requirement(line: Line, environment: str) -> Requirement:
@@ -64,7 +78,7 @@ def decisions_sensor(projects: list[Loaded]) -> dg.SensorDefinition:
         events: list[dg.AssetMaterialization] = []
         for loaded in projects:
             try:
-                events += sign_off_events(open_line(loaded.name, settings.load()), told)
+                events += sign_off_events(open_line(loaded.name, settings.load()), told, context.instance)
             except FtaasError as error:  # one broken project must not silence the others
                 context.log.warning(str(error))
         return dg.SensorResult(asset_events=events, cursor=json.dumps(told))

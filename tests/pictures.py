@@ -1,7 +1,7 @@
 """Looks at the Dagster UI with a real browser; `python tests/pictures.py` takes the README's pictures.
 
-Debian's chromium, driven by Playwright. With `make dev` running:
-`.venv/bin/python tests/pictures.py maintenance_assistant docs/pictures`
+Debian's chromium, driven by Playwright. After `make demo` and `ftaas run grammar_correction`, which
+waits for its reviewers, and with `make dev` running: `.venv/bin/python tests/pictures.py docs/pictures`
 """
 
 import re
@@ -82,10 +82,11 @@ class Ui:
 
 
 if __name__ == "__main__":
-    name, target = sys.argv[1], Path(sys.argv[2])
+    target = Path(sys.argv[1])
     target.mkdir(parents=True, exist_ok=True)
-    with Ui(3000, name, target) as ui:
+    with Ui(3000, "maintenance_assistant", target) as ui:
         ui.line()
-        ui.checks("adapter_lora")
         ui.checks("evaluation")
         ui.loss_curve("adapter_lora")
+    with Ui(3000, "grammar_correction", target) as ui:
+        ui.checks("adapter_full")

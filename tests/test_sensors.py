@@ -112,38 +112,38 @@ def say(decision: str, name: str = "codes", role: str = "") -> None:
 
 
 def test_a_sign_off_is_told_once_per_digest_and_again_after_it_was_withdrawn(
-    project_factory: Projects,
+    project_factory: Projects, instance: dg.DagsterInstance
 ) -> None:
     data = project_factory("codes").parent / "data" / "rows.jsonl"
     told: dict[str, str] = {}
-    assert sign_off_events(line(), told) == [], "nothing is made yet"
+    assert sign_off_events(line(), told, instance) == [], "nothing is made yet"
     first = put_splits_before_reviewers()
-    assert sign_off_events(line(), told) == []
+    assert sign_off_events(line(), told, instance) == []
     say("approve", role="sme")
-    assert sign_off_events(line(), told) == [], "half a sign-off is none"
+    assert sign_off_events(line(), told, instance) == [], "half a sign-off is none"
     say("approve", role="rai")
-    (event,) = sign_off_events(line(), told)
+    (event,) = sign_off_events(line(), told, instance)
     assert event.asset_key == dg.AssetKey(["codes", "dataset_sign_off"])
     assert event.tags == {"dagster/data_version": first} and "sam.expert@example.com as sme" in str(
         event.metadata
     )
-    assert sign_off_events(line(), told) == []
+    assert sign_off_events(line(), told, instance) == []
 
     say("reject", role="rai")
-    assert sign_off_events(line(), told) == [] and told == {}
+    assert sign_off_events(line(), told, instance) == [] and told == {"codes/dataset_sign_off": ""}
     say("approve", role="rai")
-    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told)] == [first]
+    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told, instance)] == [first]
 
     # Other data asks anew; the old data put back finds its old sign-off, and that is told again.
     whole = data.read_bytes()
     data.write_bytes(whole + whole[: whole.index(b"\n") + 1])
-    assert sign_off_events(line(), told) == []
+    assert sign_off_events(line(), told, instance) == []
     second = put_splits_before_reviewers()
-    assert second != first and sign_off_events(line(), told) == []
+    assert second != first and sign_off_events(line(), told, instance) == []
     say("approve")
-    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told)] == [second]
+    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told, instance)] == [second]
     data.write_bytes(whole)
-    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told)] == [first]
+    assert [e.tags["dagster/data_version"] for e in sign_off_events(line(), told, instance)] == [first]
 
 
 def test_one_broken_project_does_not_silence_the_others(

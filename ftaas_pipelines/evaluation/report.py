@@ -199,7 +199,10 @@ def _plot(
         }
         for i, (label, interval) in enumerate(found.items())
     ]
-    ticks = [(x(top * k / 4), number(metric, top * k / 4).replace(".0", "")) for k in (0, 2, 4)]
+    ticks = [
+        (x(top * k / 4), number(metric, top * k / 4).removesuffix(".0").replace(".0%", "%"))
+        for k in (0, 2, 4)
+    ]
     return {
         "title": title or METRIC_NAMES[metric],
         "note": METRIC_NOTES[metric],
