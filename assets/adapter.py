@@ -47,7 +47,6 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
         ],
         output_required=False,
         automation_condition=when_signed(sign_off),
-        pool="gpu",
     )
     def adapter(
         context: dg.AssetExecutionContext, launcher: SubprocessLauncher, tracking: Tracking
@@ -80,7 +79,12 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
             if line.store.find(spec.input_digest):
                 made, link = by_stage(context, line, spec, launcher), None
             else:
-                with tracked_run(tracking, line, spec, context.run_id) as run:
+                # One training at a time on this machine. Not a Dagster pool: its slot outlives a killed
+                # run, and an in-process run that waits for one keeps a core busy (Dagster 1.13.27).
+                with (
+                    line.store.lease("training", line.settings.lease_wait_s, context.log.info),
+                    tracked_run(tracking, line, spec, context.run_id) as run,
+                ):
                     made, link = by_stage(context, line, spec, launcher, run), run
                     run.tag(adapter=made.artifact.digest)
         url = mlflow_link(line.settings, link.experiment_id, link.run_id) if link else None

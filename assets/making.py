@@ -9,7 +9,7 @@ import dagster as dg
 
 from assets import activity
 from assets.line import Line
-from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Refused
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, short
 from resources.launcher import StageResult, SubprocessLauncher
@@ -46,6 +46,10 @@ def attempt(
         raise dg.Failure(
             str(error), metadata=metadata, allow_retries=not isinstance(error, Refused | InputInvalid)
         ) from error
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        stopped = Interrupted("stopped by a person", f"{project}/{asset}", do="run the same command to go on")
+        activity.note(home, project, asset, "failed", run_id, input_digest, stopped)
+        raise
     except BaseException as error:
         activity.note(home, project, asset, "failed", run_id, input_digest, error)
         raise

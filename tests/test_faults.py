@@ -18,7 +18,13 @@ from ftaas_pipelines.store import Store
 Run = Callable[..., Any]
 pytestmark = pytest.mark.slow
 
-STAGES = [("dataset", "prepare"), ("adapter_lora", "train"), ("evaluation", "evaluate"), ("bento", "build")]
+# Asset, stage, and how many seconds into it lies its middle.
+STAGES = [
+    ("dataset", "prepare", 0.7),
+    ("adapter_lora", "train", 6.0),
+    ("evaluation", "evaluate", 2.0),
+    ("bento", "build", 0.4),
+]
 
 
 @pytest.fixture
@@ -70,16 +76,16 @@ def whole() -> Store:
 
 
 def test_killed_in_the_middle_of_every_stage_the_line_goes_on(codes: Path, ftaas: Run) -> None:
-    for asset, stage in STAGES:
+    for asset, stage, middle_s in STAGES:
         # The stage itself is killed: the run fails, and says so.
         run = start(asset)
-        stage_of(run, stage, 1.5).kill()
+        stage_of(run, stage, middle_s).kill()
         assert run.wait(120) == 1, f"{stage}: the run of a killed stage fails"
         whole()
 
         # The run is killed: its stage does not live on.
         run = start(asset)
-        child = stage_of(run, stage, 1.0)
+        child = stage_of(run, stage, middle_s)
         run.kill()
         run.wait(30)
         assert gone(child, 15), f"{stage} trains on without its run"
