@@ -34,10 +34,16 @@ class Activity:
     @property
     def alive(self) -> bool:
         """Whether the process that wrote `running` still runs (and is not another with its number)."""
-        try:
-            return abs(psutil.Process(self.pid).create_time() - self.process_started) < 1
-        except psutil.NoSuchProcess:
-            return False
+        return is_alive(self.pid, self.process_started)
+
+
+def is_alive(pid: int, started: float) -> bool:
+    """Whether this very process still runs: no later one with its number, and no zombie."""
+    try:
+        process = psutil.Process(pid)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def folder(home: Path, project: str) -> Path:

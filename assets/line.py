@@ -345,7 +345,7 @@ class Line:
             task=self.project.task,
             adapters=adapters,
             # Thresholds judge the scores; they do not make them.
-            options=self.project.evaluation.model_copy(update={"thresholds": {}}),
+            options=self.project.evaluation.model_copy(update={"thresholds": {}, "champion_margin": 0.0}),
             threads=self.settings.threads,
         )
         return self._spec("evaluate", asset, inputs, base_path=self.base_path)

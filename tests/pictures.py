@@ -65,8 +65,14 @@ class Ui:
 
     def loss_curve(self, asset: str) -> int:
         """The loss curve as the asset's page shows it; returns its area in pixels."""
-        self._open(f"assets/{self._project}/{asset}?view=overview")
-        self._page.get_by_text("[Show Markdown]").first.click(timeout=120_000)
+        shown = self._page.get_by_text("[Show Markdown]").first
+        for _ in range(12):  # the event may come a moment after the artifact
+            self._open(f"assets/{self._project}/{asset}?view=overview")
+            self._page.wait_for_timeout(8000)
+            if shown.is_visible():
+                break
+            self._picture(f"loss_{asset}")
+        shown.click(timeout=10_000)
         image = self._page.locator("img[src^='data:image/png']").first
         image.wait_for(timeout=30_000)
         self._page.wait_for_timeout(1000)

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 
+from assets import activity
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import hold
@@ -69,10 +70,7 @@ def process_tag() -> str:
 
 def _alive(tag: str) -> bool:
     pid, _, started = tag.partition(":")
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) < 1
-    except psutil.NoSuchProcess:
-        return False
+    return activity.is_alive(int(pid), float(started))
 
 
 def live_platform(settings: Settings) -> dict[str, Any] | None:

@@ -54,14 +54,20 @@ def naive_problems(policy: PlatformPolicy, project: Project, scores: dict[str, A
 
 
 def champion_problems(project: Project, scores: dict[str, Any]) -> list[Problem]:
-    """Whether the candidate is clearly worse than the champion: the whole interval below zero."""
+    """Whether the candidate is clearly worse than the champion: the whole interval below the margin.
+
+    The interval covers the sampling of test rows, not the chance of a training run; that is what a
+    project's `champion_margin` is for (a non-inferiority margin, zero unless asked for).
+    """
     champion = scores["wins"].get("champion")
-    if champion is None or champion["high"] >= 0:
+    margin = project.evaluation.champion_margin
+    if champion is None or champion["high"] >= -margin:
         return []
     return [
         Problem(
             f"the adapter is worse than the champion: {scores['primary']} differs by "
-            f"{champion['value']:+.3f} ({champion['low']:+.3f} to {champion['high']:+.3f})",
+            f"{champion['value']:+.3f} ({champion['low']:+.3f} to {champion['high']:+.3f}), "
+            f"the margin is {margin:g}",
             f"{project.name}/evaluation",
             do="keep the champion, or improve data or recipe",
         )

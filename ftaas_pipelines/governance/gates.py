@@ -118,7 +118,7 @@ def deployment_requirement(
         {"approver": policy.approvals(project, environment)},
         {"approver": project.people.holding("approver")},
         _excluded(policy, project, trained_by),
-        policy.thresholds(project),
+        {**policy.thresholds(project), "champion_margin": project.evaluation.champion_margin},
     )
 
 

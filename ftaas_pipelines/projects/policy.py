@@ -56,6 +56,9 @@ class PlatformPolicy(Section):
     separation_of_duties: bool = Field(
         default=True, description="who owns the data or started the training never signs it"
     )
+    max_champion_margin: float = Field(
+        default=0.0, ge=0, description="the largest evaluation.champion_margin that a project may ask for"
+    )
     must_beat_naive: bool = Field(default=True, description="no release that loses to a naive baseline")
     experiments: Experiments = Experiments()
 
@@ -144,6 +147,16 @@ def conflicts(policy: PlatformPolicy, project: Project, path: Path, lines: yaml_
                     "raise it or leave it out",
                 )
             )
+    margin = project.evaluation.champion_margin
+    if margin > policy.max_champion_margin:
+        found.append(
+            problem(
+                f"loosens the platform policy, which allows at most {policy.max_champion_margin:g}",
+                ("evaluation", "champion_margin"),
+                f"{margin:g}",
+                "lower it or leave it out",
+            )
+        )
     needed = {**policy.reviews(project)}
     needed["approver"] = max(policy.approvals(project, e) for e in project.serving.environments)
     able = {role: policy.signers(project.people, role) for role in needed}

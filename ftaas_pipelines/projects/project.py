@@ -221,6 +221,12 @@ class Evaluation(Section):
     thresholds: Thresholds = Field(
         default={}, description="least test score, by `metric` or `slice.metric` (slices: structured, text)"
     )
+    champion_margin: float = Field(
+        default=0.0,
+        ge=0,
+        description="non-inferiority margin on the primary metric, in its units: how much below the champion "
+        "the best case of the 95% interval may lie; the platform policy caps it",
+    )
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     samples: int = Field(default=8, ge=0, description="answers shown side by side")
     max_records: int | None = Field(default=None, ge=1, description="score at most so many, by seed")
