@@ -21,9 +21,9 @@ pytestmark = pytest.mark.slow
 # Asset, stage, and how many seconds into it lies its middle.
 STAGES = [
     ("dataset", "prepare", 0.7),
-    ("adapter_lora", "train", 6.0),
+    ("adapter_lora", "train", 5.0),
     ("evaluation", "evaluate", 2.0),
-    ("bento", "build", 0.4),
+    ("bento", "build", 0.3),
 ]
 
 
@@ -116,7 +116,7 @@ def test_ctrl_c_saves_what_can_be_resumed_and_says_130(codes: Path, ftaas: Run) 
     assert ftaas("run", "codes", "--json").code == 3
     sign(ftaas)
     run = start("adapter_lora")
-    child = stage_of(run, "train", 6)
+    child = stage_of(run, "train", 4)
     run.send_signal(signal.SIGINT)
     assert run.wait(60) == 130
     assert gone(child, 5)
