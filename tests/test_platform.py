@@ -95,6 +95,40 @@ def test_the_daemon_takes_runs_and_carries_the_line_from_gate_to_gate(
     assert len(store.all("splits")) == 2 and not store.verify()
 
 
+@pytest.mark.parametrize("stage", ["prepare", "train", "evaluate", "build"])
+def test_a_daemon_killed_in_the_middle_of_a_stage_leaves_no_orphan(
+    platform: "subprocess.Popen[bytes]", ftaas: Run, stage: str
+) -> None:
+    command = [sys.executable, "-m", "ftaas_pipelines.cli.main", "run", "codes", "--json"]
+    if stage != "prepare":
+        assert ftaas("run", "codes", "--json").code == 3
+        sign(ftaas)
+    waiting = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def running() -> list[psutil.Process]:
+        family = psutil.Process(platform.pid).children(recursive=True)
+        return [p for p in family if f"ftaas_pipelines.stages.{stage}" in p.cmdline()]
+
+    wait_for(lambda: bool(running()), 120)
+    (child, *_) = running()
+    family = psutil.Process(platform.pid).children(recursive=True)
+    for process in [*family, psutil.Process(platform.pid)]:
+        if process != child:
+            process.kill()
+    _, alive = psutil.wait_procs([child], timeout=20)
+    assert not alive, f"{stage} goes on without its daemon"
+    waiting.kill()
+    waiting.wait(10)
+
+    for _ in range(2):
+        if ftaas("run", "codes", "--json").code == 3:
+            sign(ftaas)
+    assert ftaas("run", "codes", "--json").code == 0
+    store = Store(settings.load().store_path)
+    assert len(store.all("splits")) == len(store.all("adapter")) == len(store.all("release")) == 1
+    assert not store.verify()
+
+
 def test_the_browser_shows_line_checks_waiting_and_the_loss_curve(
     platform: "subprocess.Popen[bytes]", codes: Path, ftaas: Run, tmp_path: Path
 ) -> None:
