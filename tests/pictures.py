@@ -71,14 +71,21 @@ class Ui:
             self._page.wait_for_timeout(8000)
             if shown.is_visible():
                 break
-            self._picture(f"loss_{asset}")
         shown.click(timeout=10_000)
         image = self._page.locator("img[src^='data:image/png']").first
         image.wait_for(timeout=30_000)
         self._page.wait_for_timeout(1000)
-        self._picture(f"loss_{asset}")
         box = image.bounding_box()
-        return int(box["width"] * box["height"]) if box else 0
+        if box is None:
+            return 0
+        around = {
+            "x": box["x"] - 24,
+            "y": box["y"] - 70,
+            "width": box["width"] + 48,
+            "height": box["height"] + 90,
+        }
+        self._page.screenshot(path=self._folder / f"loss_{asset}.png", clip=around)
+        return int(box["width"] * box["height"])
 
     def _open(self, path: str) -> None:
         self._page.goto(f"{self._root}/{path}", wait_until="domcontentloaded")
