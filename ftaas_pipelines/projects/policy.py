@@ -1,5 +1,6 @@
 """The contract of `policy/platform.yaml`: what holds for every project. A project may only tighten it."""
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import get_args
@@ -104,27 +105,32 @@ def load(path: Path) -> PlatformPolicy:
     return yaml_lines.parse(path, PlatformPolicy)[0]
 
 
+_FIELDS = {"owner": "owners", "sme": "smes", "rai": "rai_reviewers", "approver": "approvers"}
+_Place = tuple[str | int, ...]
+_Conflict = tuple[_Place, str, str, str]
+"""Place in the file, what, got, do."""
+
+
 def conflicts(policy: PlatformPolicy, project: Project, path: Path, lines: yaml_lines.Lines) -> list[Problem]:
     """Where a project asks for what the policy does not allow, or names too few people for it."""
+    found = [*_unknown_people(policy, project), *_loosened(policy, project), *_too_few(policy, project)]
+    return [
+        Problem(what, f"{path}:{yaml_lines.line_of(lines, place)}", got, do) for place, what, got, do in found
+    ]
 
-    def problem(what: str, place: tuple[str | int, ...], got: str, do: str) -> Problem:
-        return Problem(what, f"{path}:{yaml_lines.line_of(lines, place)}", got, do)
 
-    found: list[Problem] = []
-    fields = {"owner": "owners", "sme": "smes", "rai": "rai_reviewers", "approver": "approvers"}
-    for role, field in fields.items():
+def _unknown_people(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
+    for role, field in _FIELDS.items():
         for i, email in enumerate(project.people.holding(role)):
             if not policy.roles.allows(role, email):
-                found.append(
-                    problem(
-                        f"the platform policy does not allow this person as {role}",
-                        ("people", field, i),
-                        email,
-                        f"name another, or have roles.{role} in the platform policy changed",
-                    )
-                )
+                what = f"the platform policy does not allow this person as {role}"
+                do = f"name another, or have roles.{role} in the platform policy changed"
+                yield ("people", field, i), what, email, do
+
+
+def _loosened(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
     tier = policy.tier(project)
-    asked: list[tuple[tuple[str, ...], float | None, float]] = [
+    asked: list[tuple[_Place, float | None, float]] = [
         (("reviews", "sme"), project.reviews.sme, tier.sme),
         (("reviews", "rai"), project.reviews.rai, tier.rai),
     ]
@@ -138,47 +144,28 @@ def conflicts(policy: PlatformPolicy, project: Project, path: Path, lines: yaml_
     ]
     for place, value, least in asked:
         if value is not None and value < least:
-            found.append(
-                problem(
-                    f"loosens the platform policy, which asks for at least {least:g} at risk tier "
-                    f"{project.risk_tier}",
-                    place,
-                    f"{value:g}",
-                    "raise it or leave it out",
-                )
-            )
+            what = f"loosens the platform policy, which asks for at least {least:g} at risk tier "
+            yield place, what + project.risk_tier, f"{value:g}", "raise it or leave it out"
     margin = project.evaluation.champion_margin
     if margin > policy.max_champion_margin:
-        found.append(
-            problem(
-                f"loosens the platform policy, which allows at most {policy.max_champion_margin:g}",
-                ("evaluation", "champion_margin"),
-                f"{margin:g}",
-                "lower it or leave it out",
-            )
-        )
+        what = f"loosens the platform policy, which allows at most {policy.max_champion_margin:g}"
+        yield ("evaluation", "champion_margin"), what, f"{margin:g}", "lower it or leave it out"
+
+
+def _too_few(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
     needed = {**policy.reviews(project)}
     needed["approver"] = max(policy.approvals(project, e) for e in project.serving.environments)
     able = {role: policy.signers(project.people, role) for role in needed}
-    short_of = [(role, count, len(able[role])) for role, count in needed.items() if len(able[role]) < count]
-    for role, count, there in short_of:
-        found.append(
-            problem(
-                f"{count} {role} sign-off(s) are needed, but people.{fields[role]} names fewer who may sign"
-                + (" (owners may not)" if policy.separation_of_duties else ""),
-                ("people", fields[role]),
-                str(there),
-                "name enough people",
-            )
+    short_of = [role for role, count in needed.items() if len(able[role]) < count]
+    for role in short_of:
+        what = (
+            f"{needed[role]} {role} sign-off(s) are needed, but people.{_FIELDS[role]} names fewer who may"
+            + (" (owners may not)" if policy.separation_of_duties else "")
         )
+        yield ("people", _FIELDS[role]), what, str(len(able[role])), "name enough people"
     together = needed["sme"] + needed["rai"]
-    if not short_of and len(able["sme"] | able["rai"]) < together:
-        found.append(
-            problem(
-                f"the dataset needs {together} different people: nobody signs it in two roles",
-                ("people",),
-                ", ".join(sorted(able["sme"] | able["rai"])),
-                "name someone else as SME or as Responsible-AI reviewer",
-            )
-        )
-    return found
+    both = able["sme"] | able["rai"]
+    if not short_of and len(both) < together:
+        what = f"the dataset needs {together} different people: nobody signs it in two roles"
+        do = "name someone else as SME or as Responsible-AI reviewer"
+        yield ("people",), what, ", ".join(sorted(both)), do
