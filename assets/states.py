@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from assets import activity
 from assets.line import Line, NotMade, asset_names
-from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
+from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.evidence import release_problems
 from ftaas_pipelines.governance.gates import Requirement
@@ -234,11 +234,3 @@ def waiting_for(states: list[AssetState]) -> list[dict[str, Any]]:
             if state.name.startswith(("dataset_sign_off", "approval_")):
                 rows[(row["asset"], row["role"])] = row
     return list(rows.values())
-
-
-def first_error(states: list[AssetState]) -> FtaasError | None:
-    """The refusal that stops the line, if any."""
-    for state in states:
-        if state.state == "refused":
-            return Refused(state.reason)
-    return None

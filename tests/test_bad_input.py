@@ -88,9 +88,8 @@ def test_two_projects_of_one_name(project_factory: Write, ftaas: Run) -> None:
 def test_bad_base_model(project_factory: Write, ftaas: Run, base: str, said: list[str]) -> None:
     path = project_factory("codes")
     path.write_text(path.read_text("utf-8").replace("id: embedded/tiny-causal", base), "utf-8")
-    done = ftaas("run", "codes", "--json", HF_HUB_OFFLINE="1")
-    assert done.code == 2, done.stdout + done.stderr
-    assert all(word in done.stdout for word in said), done.stdout
+    # No offline switch: where there is no network, that is what it has to find out by itself.
+    one_problem(ftaas("run", "codes", "--json", HF_HUB_OFFLINE="0", TRANSFORMERS_OFFLINE="0"), *said)
 
 
 def test_a_port_in_use(home: Path, ftaas: Run) -> None:

@@ -60,6 +60,8 @@ def carry_out(
     deadline = time.monotonic() + wait_s
     line = open_line(name, settings)
     _check_until(line, until)
+    if _reaches_training(line, until):
+        _ = line.base_path  # a base model that is wrong or out of reach is said before anything is made
     tried: set[str] = set()
     told = ""
     while True:
@@ -116,6 +118,11 @@ def _is_approval(name: str) -> bool:
 def _upto(states: list[AssetState], until: str) -> list[AssetState]:
     names = [s.name for s in states]
     return states[: names.index(until) + 1] if until else states
+
+
+def _reaches_training(line: Line, until: str) -> bool:
+    names = asset_names(line.loaded)
+    return not until or names.index(until) >= names.index(f"adapter_{line.project.recipes[0].name}")
 
 
 def _check_until(line: Line, until: str) -> None:

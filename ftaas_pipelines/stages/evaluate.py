@@ -17,10 +17,9 @@ from pydantic import ValidationError
 from ftaas_pipelines.errors import SpecUnusable
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.governance.ledger import Ledger
-from ftaas_pipelines.inference import bases
 from ftaas_pipelines.stages import program
 from ftaas_pipelines.stages.program import Report
-from ftaas_pipelines.stages.spec import Spec
+from ftaas_pipelines.stages.spec import Spec, base_folder
 from ftaas_pipelines.store import Artifact, Store, canonical, short
 
 LOOK = "test_look"  # the ledger entry of each look at a test split
@@ -48,7 +47,7 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
     except ValidationError as error:
         raise SpecUnusable("are not an evaluation's", "inputs", str(error).splitlines()[0]) from None
     report.progress(0.0, "loading")
-    base = _base(spec, inputs)
+    base = base_folder(spec, inputs.base)
     splits = store.get(inputs.splits).path
     adapters = {label: store.get(digest).path for label, digest in inputs.adapters.items()}
     started = time.perf_counter()
@@ -110,21 +109,6 @@ def flat(scores: dict[str, Any]) -> dict[str, float]:
         for label, parts in one["systems"].items()
         for metric, interval in parts["overall"].items()
     }
-
-
-def _base(spec: Spec, inputs: EvaluateInputs) -> Path:
-    base = spec.run.base_path
-    if base is None:
-        raise SpecUnusable("names no base model", "run.base_path", do="let `ftaas run` write the spec")
-    found = bases.digest(base)
-    if found != inputs.base:
-        raise SpecUnusable(
-            "the folder holds another base model than the spec names",
-            str(base),
-            f"{short(found)}, not {short(inputs.base)}",
-            "run `ftaas run` again: it makes a spec for the base as it is now",
-        )
-    return base
 
 
 def _look(spec: Spec, inputs: EvaluateInputs) -> int:

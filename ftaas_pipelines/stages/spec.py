@@ -7,7 +7,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ftaas_pipelines.errors import SpecUnusable
-from ftaas_pipelines.store import digest_of
+from ftaas_pipelines.inference import bases
+from ftaas_pipelines.store import digest_of, short
 
 Stage = Literal["prepare", "train", "evaluate", "build"]
 
@@ -65,3 +66,23 @@ def read(path: Path) -> Spec:
         raise SpecUnusable(
             "is not a stage spec", str(path), str(error).splitlines()[0], "let `ftaas run` write it"
         ) from None
+
+
+def base_folder(spec: Spec, digest: str) -> Path:
+    """The folder of the base model that a spec names, held against the digest in its inputs.
+
+    Raises:
+        SpecUnusable: none is named, or it holds another model.
+    """
+    path = spec.run.base_path
+    if path is None:
+        raise SpecUnusable("names no base model", "run.base_path", do="let `ftaas run` write the spec")
+    found = bases.digest(path)
+    if found != digest:
+        raise SpecUnusable(
+            "the folder holds another base model than the spec names",
+            str(path),
+            f"{short(found)}, not {short(digest)}",
+            "run `ftaas run` again: it makes a spec for the base as it is now",
+        )
+    return path

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from ftaas_pipelines.errors import FtaasError, SpecUnusable
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.stages import program
-from ftaas_pipelines.stages.spec import Spec
-from ftaas_pipelines.store import Artifact, Draft, Store, short
+from ftaas_pipelines.stages.spec import Spec, base_folder
+from ftaas_pipelines.store import Artifact, Draft, Store
 from ftaas_pipelines.training import run
 from ftaas_pipelines.training.inputs import TrainInputs
 
@@ -64,17 +64,7 @@ def _inputs(spec: Spec) -> TrainInputs:
 
 
 def _base(spec: Spec, inputs: TrainInputs) -> Path:
-    path = spec.run.base_path
-    if path is None:
-        raise SpecUnusable("the spec names no folder of the base model", "run.base_path", do="name it")
-    found = bases.digest(path)
-    if found != inputs.base:
-        raise SpecUnusable(
-            "the folder holds another base model than the spec names",
-            str(path),
-            f"{short(found)}, not {short(inputs.base)}",
-            "run `ftaas run` again: it makes a spec for the base as it is now",
-        )
+    path = base_folder(spec, inputs.base)
     bases.check(path, inputs.family, str(path))  # type: ignore[arg-type]
     return path
 
