@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import command_line
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.store import Store
@@ -56,7 +57,7 @@ def stage_of(run: "subprocess.Popen[bytes]", stage: str, after_s: float) -> psut
     while time.monotonic() < deadline:
         assert run.poll() is None, "the run ended before its stage could be killed"
         for child in psutil.Process(run.pid).children(recursive=True):
-            if f"ftaas_pipelines.stages.{stage}" in child.cmdline():
+            if f"ftaas_pipelines.stages.{stage}" in command_line(child):
                 time.sleep(after_s)
                 return child
         time.sleep(0.05)

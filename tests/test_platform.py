@@ -1,5 +1,6 @@
 """`make dev` for real: Dagster, its daemon, MLflow, the endpoint, and a browser that looks at them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from processes import command_line
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.store import Store
@@ -43,7 +45,7 @@ def platform(codes: Path, ftaas: Run) -> Iterator["subprocess.Popen[bytes]"]:
         dev.wait(60)
         _, alive = psutil.wait_procs(family, timeout=15)
         ftaas("deployment", "stop", "codes")
-        assert not alive, f"left behind: {[p.cmdline() for p in alive]}"
+        assert not alive, f"left behind: {[command_line(p) for p in alive]}"
 
 
 def wait_for(condition: Callable[[], bool], seconds: float) -> None:
@@ -51,6 +53,15 @@ def wait_for(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.5)
+
+
+def kill(platform: "subprocess.Popen[bytes]", but: psutil.Process | None = None) -> None:
+    """kill -9 of the daemon and all below it; who ended meanwhile is as dead as we want it."""
+    root = psutil.Process(platform.pid)
+    for process in [*root.children(recursive=True), root]:
+        if process != but:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def sign(ftaas: Run) -> None:
@@ -86,9 +97,7 @@ def test_the_daemon_takes_runs_and_carries_the_line_from_gate_to_gate(
     assert len(store.all("adapter")) == len(store.all("release")) == 1
 
     # kill -9 of everything that belongs to the daemon; `ftaas run` goes on by itself.
-    family = psutil.Process(platform.pid).children(recursive=True)
-    for process in [*family, psutil.Process(platform.pid)]:
-        process.kill()
+    kill(platform)
     data = codes.parent / "data" / "rows.jsonl"
     data.write_bytes(data.read_bytes().replace(b"check 3", b"check 4", 1))
     assert ftaas("run", "codes", "--json").code == 3
@@ -107,14 +116,11 @@ def test_a_daemon_killed_in_the_middle_of_a_stage_leaves_no_orphan(
 
     def running() -> list[psutil.Process]:
         family = psutil.Process(platform.pid).children(recursive=True)
-        return [p for p in family if f"ftaas_pipelines.stages.{stage}" in p.cmdline()]
+        return [p for p in family if f"ftaas_pipelines.stages.{stage}" in command_line(p)]
 
     wait_for(lambda: bool(running()), 120)
     (child, *_) = running()
-    family = psutil.Process(platform.pid).children(recursive=True)
-    for process in [*family, psutil.Process(platform.pid)]:
-        if process != child:
-            process.kill()
+    kill(platform, but=child)
     _, alive = psutil.wait_procs([child], timeout=20)
     assert not alive, f"{stage} goes on without its daemon"
     waiting.kill()
