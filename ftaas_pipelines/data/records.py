@@ -7,7 +7,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from ftaas_pipelines.data.formats import FORMATS, Layout
@@ -16,7 +16,7 @@ from ftaas_pipelines.errors import Problem
 from ftaas_pipelines.store import digest_of
 
 ROLES = ("system", "user", "assistant", "tool")
-Message = dict[str, str]  # {"role", "content"}
+Message = dict[str, Any]  # {"role", "content"} and, where it has them, tool_calls, tool_call_id, name, images
 
 
 class RowFault(ValueError):
@@ -36,6 +36,9 @@ class Record:
         declared_split: train, validation, test or challenge where its source says so.
         line: where it stands in its source, from 1.
         group_value: value of `splits.group_by`; None when records group by their prompt.
+        extra: what only some kinds have: tools, rejected, label, expected, columns.
+        synthetic: generator, prompt and cost_usd where a model wrote it.
+        language: ISO 639-1 code where cleaning looked at it.
     """
 
     record_id: str
@@ -44,6 +47,9 @@ class Record:
     declared_split: str | None
     line: int
     group_value: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict[str, Any])
+    synthetic: dict[str, Any] | None = None
+    language: str | None = None
 
     @property
     def turns(self) -> list[Message]:

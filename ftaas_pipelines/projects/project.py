@@ -13,7 +13,10 @@ from ftaas_pipelines.errors import InputInvalid
 Task = Literal["qa", "chat", "functions", "agents", "classification", "correction", "extraction"]
 Tier = Literal["low", "medium", "high"]
 Sensitivity = Literal["public", "internal", "confidential", "restricted"]
-Format = Literal["alpaca", "prompt_completion", "text_target", "messages"]
+Format = Literal[
+    "alpaca", "prompt_completion", "text_target", "messages", "sharegpt", "preference", "kto", "checkable",
+    "text", "label_studio",
+]  # fmt: skip
 Environment = Literal["staging", "production"]
 MetricName = Literal["exact_match", "token_f1", "rouge_l", "chrf"]
 Email = Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")]
@@ -62,19 +65,108 @@ class People(Section):
         return lists[role]
 
 
-class Source(Section):
-    """Where rows come from."""
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Secret = Annotated[
+    str,
+    Field(
+        pattern=r"^(env:[A-Z][A-Z0-9_]*|file:/.+)$", description="env:VARIABLE or file:/path; never the value"
+    ),
+]
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
-    path: str = Field(description="a file, relative to the project folder")
+
+class Pages(Section):
+    """A REST API that answers page by page."""
+
+    rows: str = Field(default="data", description="where a page keeps its rows: keys joined by dots")
+    cursor: str = Field(
+        default="next", description="where a page names the next one; absent or null: the last"
+    )
+    parameter: str = Field(default="cursor", description="query parameter that carries the cursor")
+    max_pages: int = Field(default=100_000, ge=1)
+
+
+class Http(Section):
+    """One file, or a paged REST API, over HTTP."""
+
+    url: str = Field(pattern=r"^https?://")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of the file's bytes")
+    pages: Pages | None = None
+    headers: dict[str, Secret] = Field(default={}, description="header: where its value is kept")
+    timeout_seconds: float = Field(default=30, gt=0, description="without a byte")
+
+    @model_validator(mode="after")
+    def _pages_have_no_checksum(self) -> "Http":
+        if self.pages and self.sha256:
+            raise ValueError("sha256 is for one file; a paged API has none")
+        return self
+
+
+class Sql(Section):
+    """A query's result."""
+
+    url: Secret = Field(description="where the SQLAlchemy URL is kept")
+    query: str = Field(description="with :watermark in it where a watermark column is named")
+    watermark: str | None = Field(
+        default=None, description="column that only grows: only rows above the last seen are fetched"
+    )
+
+
+class HuggingFace(Section):
+    """A dataset of the Hugging Face Hub, or one saved to disk (`save_to_disk`)."""
+
+    id: str = Field(description="Hub id, or a folder relative to the project folder")
+    revision: str = "main"
+    config: str | None = None
+    split: str = "train"
+
+
+class Source(Section):
+    """Where rows come from, and what goes with every one of them."""
+
+    name: Name
+    path: str | None = Field(
+        default=None,
+        description="a file, glob or folder, relative to the project folder, or an fsspec URL (s3://, hdfs://)",
+    )
+    http: Http | None = None
+    sql: Sql | None = None
+    huggingface: HuggingFace | None = None
+    storage: dict[str, Secret] = Field(
+        default={}, description="fsspec options of a URL in `path`: where each value is kept"
+    )
     split: Literal["train", "validation", "test", "challenge"] | None = Field(
         default=None,
         description="set when the source already is a split; a challenge is scored separately",
     )
+    format: Format | None = Field(default=None, description="of this source, where it differs")
+    columns: dict[str, str] = Field(default={}, description="of this source: our name: the file's name")
+    encoding: str | None = Field(default=None, description="of this source, where it differs")
+    synthetic: bool = Field(default=False, description="made by a model; its rows are marked")
     licence: str = ""
     owner: str = ""
     vendor: str = ""
     purpose: str = ""
+    consent: str = Field(default="", description="legal basis or consent under which the rows are used")
+    cost_usd: float = Field(default=0.0, ge=0, description="what the source cost")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        places = [n for n in ("path", "http", "sql", "huggingface") if getattr(self, n) is not None]
+        if len(places) != 1:
+            got = " and ".join(places) or "none"
+            raise ValueError(f"a source has one of path, http, sql, huggingface; got {got}")
+        if self.storage and "://" not in (self.path or ""):
+            raise ValueError("storage is for a URL in path, such as s3://bucket/rows.jsonl")
+        return self
+
+    @property
+    def place(self) -> str:
+        """The place as people name it; no secret is part of it."""
+        if self.http:
+            return self.http.url
+        if self.sql:
+            return f"sql {self.sql.url}"
+        return self.huggingface.id if self.huggingface else self.path or ""
 
 
 class Cleaning(Section):
@@ -82,10 +174,24 @@ class Cleaning(Section):
 
     unicode_nfc: bool = True
     control_characters: bool = Field(default=True, description="remove them (tab and newline stay)")
+    html: bool = Field(default=False, description="tags out, entities read; destroys code")
+    boilerplate: bool = Field(
+        default=False, description="lines that stand in over 1% of the records and in 50 of them go"
+    )
     strip: bool = Field(default=True, description="white space at both ends")
     collapse_white_space: bool = Field(default=False, description="destroys code: off by default")
-    min_characters: int = Field(default=1, ge=0)
-    max_characters: int = Field(default=20_000, ge=1)
+    min_characters: int = Field(default=1, ge=0, description="of every message")
+    max_characters: int = Field(default=20_000, ge=1, description="of every message")
+    min_tokens: int | None = Field(default=None, ge=0, description="of a record, by the base's tokenizer")
+    max_tokens: int | None = Field(default=None, ge=1, description="of a record, by the base's tokenizer")
+    languages: list[str] = Field(default=[], description="ISO 639-1 codes that stay; empty: not looked at")
+    quality: Literal["off", "gopher", "fineweb"] = Field(
+        default="off", description="published heuristics on answers: repetition, symbols, word lengths"
+    )
+    keep_code: bool = Field(
+        default=True,
+        description="fenced and indented code is left alone by html and white space, and by quality",
+    )
 
     @model_validator(mode="after")
     def _some_length_fits(self) -> "Cleaning":
@@ -94,12 +200,61 @@ class Cleaning(Section):
         return self
 
 
+class Duplicates(Section):
+    """Rows that say the same. Exact duplicates always go: of equals the least (source digest, row) stays."""
+
+    on: Literal["prompt", "record"] = Field(default="prompt", description="what near-duplicates are told by")
+    near: Literal["off", "group", "drop"] = Field(
+        default="group",
+        description="group: they stay, and stay together in the splits; drop: one of them stays",
+    )
+    threshold: float = Field(default=0.8, ge=0.5, le=1, description="Jaccard similarity of word 3-grams")
+    benchmarks: list[str] = Field(
+        default=[], description="files whose prompts must not be trained on, relative to the project folder"
+    )
+    contamination: Literal["drop", "report"] = Field(
+        default="drop",
+        description="what happens to training rows that stand in the test split or a benchmark",
+    )
+
+
+Entity = Literal[
+    "email", "phone", "credit_card", "iban", "national_id", "ip_address", "medical_record_number",
+    "person_name", "secret", "url", "date", "address", "age_over_89", "vehicle_id", "device_id",
+]  # fmt: skip
+Treatment = Literal["keep", "redact", "hash", "replace", "drop"]
+
+
+class Privacy(Section):
+    """What happens to personal data and secrets. A profile names treatments; `entities` goes before it."""
+
+    profile: Literal["none", "default", "gdpr", "hipaa_safe_harbor"] = Field(
+        default="none", description="none finds and keeps; secrets are redacted in every other"
+    )
+    entities: dict[Entity, Treatment] = Field(default={}, description="entity: treatment")
+    names_model: str | None = Field(
+        default=None, description="folder of a token-classification model that finds person names"
+    )
+    toxicity: Literal["off", "report", "drop"] = Field(
+        default="report", description="the word list, and the model where one is named"
+    )
+    toxicity_model: str | None = Field(default=None, description="folder of a text-classification model")
+
+
 class Splits(Section):
     """How records without a split of their own are shared out, by hash of their group."""
 
     validation: float = Field(default=0.1, ge=0, lt=0.5, description="share of the records")
     test: float = Field(default=0.1, ge=0, lt=0.5, description="share; ignored when a source is the test")
     group_by: str | None = Field(default=None, description="column whose equal values stay together")
+    stratify_by: Literal["answer", "source"] | None = Field(
+        default=None, description="each value is shared out alike, as far as groups allow"
+    )
+    freeze: Name | None = Field(
+        default=None, description="names the test split; new data never changes it until the name changes"
+    )
+    max_synthetic: float = Field(default=1.0, ge=0, le=1, description="share of train; the rest is left out")
+    synthetic_in_test: bool = False
     seed: int = 0
 
 
@@ -117,8 +272,14 @@ class Dataset(Section):
     sources: list[Source] = Field(min_length=1)
     format: Format | None = Field(default=None, description="detected when left out")
     columns: dict[str, str] = Field(default={}, description="our name: the file's name")
+    keep: list[str] = Field(default=[], description="columns that go along as they are (sensor series, ids)")
     encoding: str = "utf-8"
+    bad_rows: Literal["refuse", "quarantine"] = Field(
+        default="refuse", description="a row that cannot be read: refuse the dataset, or set the row aside"
+    )
     cleaning: Cleaning = Cleaning()
+    duplicates: Duplicates = Duplicates()
+    privacy: Privacy = Privacy()
     splits: Splits = Splits()
     quality: Quality = Quality()
     system: str = Field(default="", description="system message put before every prompt")
