@@ -14,6 +14,8 @@ from ftaas_pipelines import settings
 from ftaas_pipelines.projects.catalog import Loaded
 from resources.launcher import SubprocessLauncher
 
+_LOOKED_S = 10  # `ftaas run` looks at the sources before it starts this: a query is not asked twice
+
 
 def define(loaded: Loaded) -> list[Definition]:
     return [_dataset(loaded), _quality(loaded), _splits(loaded), *_split_checks(loaded)]
@@ -31,7 +33,9 @@ def _dataset(loaded: Loaded) -> Definition:
     )
     def dataset(context: dg.AssetExecutionContext, launcher: SubprocessLauncher) -> dg.MaterializeResult[Any]:
         line = open_line(loaded.name, settings.load())
-        spec = line.dataset_spec()
+        with attempt(context, line, "dataset"):  # a source out of reach is a failure of this asset
+            line.look(younger_than_s=_LOOKED_S)
+            spec = line.dataset_spec()
         with attempt(context, line, "dataset", spec.input_digest):
             made = by_stage(context, line, spec, launcher)
         return result(made, **_dataset_metadata(made))
@@ -94,6 +98,7 @@ def _splits(loaded: Loaded) -> Definition:
                 "dagster/row_count": sum(counts.values()),
                 "counts": table(rows, ["split", "records"]),
                 "leakage": dg.MetadataValue.json(content["leakage"]),
+                "left out": dg.MetadataValue.json(content["quarantined"]),
             },
         )
 

@@ -5,13 +5,17 @@ ledger. Dagster's event log shows the state and never decides it, so the CLI, th
 assets' own bodies all come to the same answer, and content put back finds what it made before.
 """
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput, SplitsInputs, Verdict
-from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
+from ftaas_pipelines.data.sources import files, landing
+from ftaas_pipelines.data.sources.landing import Landing
+from ftaas_pipelines.data.splits import grow_from
+from ftaas_pipelines.errors import FtaasError, Refused
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
@@ -21,13 +25,13 @@ from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.policy import load as load_policy
-from ftaas_pipelines.projects.project import Recipe
+from ftaas_pipelines.projects.project import Recipe, Splits
 from ftaas_pipelines.serving import deployments, runtime
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.serving.inputs import BentoInputs
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Run, Spec, Stage
-from ftaas_pipelines.store import Artifact, Store, digest_of, file_digest
+from ftaas_pipelines.store import Artifact, Store, digest_of
 from ftaas_pipelines.training.inputs import TrainInputs
 from ftaas_pipelines.training.plan import resolve_training
 
@@ -101,31 +105,82 @@ class Line:
     # -- what each asset is made from ----------------------------------------------------------
 
     @cached_property
-    def source_digests(self) -> dict[str, str]:
-        """sha256 of each source's bytes, by source name.
+    def landings(self) -> dict[str, Landing]:
+        """The files of each source on this disk, by source name; a place never looked at is landed now.
 
         Raises:
-            InputInvalid: a data file is missing.
+            InputInvalid: a data file is missing, or a place or secret is wrong.
+            FtaasError: a place cannot be reached.
         """
-        return {s.name: fingerprint(self.loaded.path(s.path)) for s in self.project.dataset.sources}
+        found: dict[str, Landing] = {}
+        for source in self.project.dataset.sources:
+            where = (source, self.loaded.folder, landing_root(self.settings, self.loaded))
+            found[source.name] = landing.landed(*where) or landing.land(*where)
+        return found
+
+    def look(self, younger_than_s: float = 0.0) -> None:
+        """Look at every remote source and land what changed; a look younger than so much will do.
+
+        Raises:
+            InputInvalid: a place, its data or a secret is wrong.
+            FtaasError: a place cannot be reached.
+        """
+        root = landing_root(self.settings, self.loaded)
+        for source in self.project.dataset.sources:
+            if not source.in_place:
+                landing.land(source, self.loaded.folder, root, younger_than_s, self.settings.lease_wait_s)
+        self.__dict__.pop("landings", None)
+
+    @property
+    def source_digests(self) -> dict[str, str]:
+        """sha256 of each source's bytes, by source name. Raises like `landings`."""
+        return {name: found.sha256 for name, found in self.landings.items()}
 
     def dataset_inputs(self) -> DatasetInputs:
         dataset = self.project.dataset
-        declared = {"name", "split", "licence", "owner", "vendor", "purpose"}
+        own = {"name", "split", "synthetic", "licence", "owner", "vendor", "purpose", "consent", "cost_usd"}
         return DatasetInputs(
             sources=[
-                SourceInput(sha256=self.source_digests[s.name], **s.model_dump(include=declared))
-                for s in dataset.sources
+                SourceInput(
+                    sha256=self.source_digests[source.name],
+                    format=source.format or dataset.format,
+                    columns=source.columns or dataset.columns,
+                    encoding=source.encoding or dataset.encoding,
+                    **source.model_dump(include=own),
+                )
+                for source in dataset.sources
             ],
-            format=dataset.format,
-            columns=dataset.columns,
-            encoding=dataset.encoding,
+            keep=dataset.keep,
+            bad_rows=dataset.bad_rows,
             system=dataset.system,
             group_by=dataset.splits.group_by,
             cleaning=dataset.cleaning,
+            duplicates=dataset.duplicates,
+            privacy=dataset.privacy,
             quality=dataset.quality,
+            benchmarks={name: files.digest(path) for name, path in self._benchmarks.items()},
+            models={use: self._model_digest(use, path) for use, path in self._data_models.items()},
             verdicts=self.verdicts,
         )
+
+    @property
+    def _benchmarks(self) -> dict[str, Path]:
+        return {name: self.loaded.path(name) for name in self.project.dataset.duplicates.benchmarks}
+
+    @property
+    def _data_models(self) -> dict[str, Path]:
+        """Folders of the models that the dataset is made with, by use."""
+        cleaning, privacy = self.project.dataset.cleaning, self.project.dataset.privacy
+        named = {"names": privacy.names_model, "toxicity": privacy.toxicity_model}
+        found = {use: self.loaded.path(folder) for use, folder in named.items() if folder}
+        if cleaning.min_tokens is not None or cleaning.max_tokens is not None:
+            found["tokenizer"] = self.base_path
+        return found
+
+    def _model_digest(self, use: str, folder: Path) -> str:
+        if use != "tokenizer":
+            return files.folder_digest(folder)
+        return digest_of({path.name: files.digest(path) for path in bases.tokenizer_files(folder)})
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
@@ -136,8 +191,17 @@ class Line:
         return [latest[key] for key in sorted(latest)]
 
     def dataset_spec(self) -> Spec:
-        files = {s.name: self.loaded.path(s.path) for s in self.project.dataset.sources}
-        return self._spec("prepare", "dataset", self.dataset_inputs(), files=files)
+        return self._spec(
+            "prepare",
+            "dataset",
+            self.dataset_inputs(),
+            files={name: found.files for name, found in self.landings.items()},
+            benchmarks=self._benchmarks,
+            models=self._data_models,
+            data_runner=self.settings.data_runner,
+            data_workers=self.settings.data_workers or min(8, os.cpu_count() or 1),
+            ray_address=self.settings.ray_address,
+        )
 
     @cached_property
     def dataset(self) -> Artifact | None:
@@ -145,8 +209,27 @@ class Line:
 
     def splits_spec(self) -> Spec:
         dataset = self._made("splits", "dataset", self.dataset)
-        inputs = SplitsInputs(dataset=dataset.digest, options=self.project.dataset.splits)
+        options = self.project.dataset.splits
+        inputs = SplitsInputs(
+            dataset=dataset.digest, anchors=self._anchors(dataset.digest, options), options=options
+        )
         return self._spec("prepare", "splits", inputs)
+
+    def _anchors(self, dataset: str, options: Splits) -> str | None:
+        """The splits that a dataset's grow from: what it grew from before, else the last ones made.
+
+        Content that is put back finds its old splits so, whatever was made since.
+        """
+        pin = self.store.read_json(anchors_pin(self.project.name, dataset, options))
+        if pin is not None:
+            return pin["anchors"]
+        head = self.store.head(self.project.name, "splits")
+        path = self.store.root / "artifacts" / "splits" / head["output"] if head else None
+        if path is None or not path.is_dir():
+            return None
+        last = Artifact("splits", path.name, path)
+        declared: dict[str, str | None] = {s.name: s.split for s in self.project.dataset.sources}
+        return last.digest if grow_from(last.content, options, declared) else None
 
     @cached_property
     def splits(self) -> Artifact | None:
@@ -380,14 +463,14 @@ class Line:
             return None
 
 
-def fingerprint(path: Path) -> str:
-    """sha256 of a source file's bytes. Raises InputInvalid when it is not there."""
-    try:
-        return file_digest(path)
-    except OSError as error:
-        raise InputInvalid(
-            "the data file cannot be read", str(path), error.strerror or "", "put it there or mend the path"
-        ) from None
+def landing_root(settings: Settings, loaded: Loaded) -> Path:
+    """Where what a project fetches is kept."""
+    return settings.home / "landing" / loaded.name
+
+
+def anchors_pin(project: str, dataset: str, options: Splits) -> str:
+    """Where the store keeps what the splits of a dataset under these options grew from."""
+    return f"anchors/{project}/{digest_of([dataset, options.model_dump(mode='json')])}.json"
 
 
 def open_line(name: str, settings: Settings) -> Line:

@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 
 from assets import activity
-from assets.line import Line
+from assets.line import Line, anchors_pin
+from ftaas_pipelines.data.inputs import SplitsInputs
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Refused
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, short
@@ -95,9 +96,19 @@ def by_stage(
 
 
 def _remember(line: Line, spec: Spec, artifact: Artifact) -> Artifact:
+    if spec.asset == "splits":
+        pin_anchors(line, spec)  # before the head: with that alone they would seem to grow from themselves
     if not spec.run.experiment:
         line.store.set_head(spec.project, spec.asset, spec.input_digest, spec.inputs, artifact.digest)
     return artifact
+
+
+def pin_anchors(line: Line, spec: Spec) -> None:
+    """Keep what these splits grew from, once and for all."""
+    inputs = SplitsInputs.model_validate(spec.inputs)
+    name = anchors_pin(spec.project, inputs.dataset, inputs.options)
+    if line.store.read_json(name) is None:
+        line.store.write_json(name, {"anchors": inputs.anchors})
 
 
 def tracked_run(

@@ -1,7 +1,8 @@
 """Artifacts: immutable folders named by what is in them.
 
     store/artifacts/<kind>/<output digest>/    manifest.json, the files, attestation.json
-    store/index/<input digest>.json            which output this input made
+    store/objects/<sha256>                     files that artifacts share, each a hard link with theirs
+    store/index/<input digest>.json            which output this input made; its time: when last asked
     store/heads/<project>/<asset>.json         what an asset last made, to explain staleness
     store/drafts/                              being written; never visible as an artifact
     store/work/<input digest>/                 resumable work of a stage (checkpoints)
@@ -35,6 +36,8 @@ from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
 MANIFEST = "manifest.json"
 ATTESTATION = "attestation.json"
 _BESIDE = {MANIFEST, ATTESTATION}
+_SHARED_BYTES = 64 * 1024  # files from this size on, and every file of `records/`, are stored once
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EACCES, errno.EMLINK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def canonical(value: Any) -> bytes:
@@ -131,10 +134,13 @@ class Store:
     # -- reading -----------------------------------------------------------------------------
 
     def find(self, input_digest: str) -> Artifact | None:
-        """What this input already made, or None."""
-        entry = _read_json(self.root / "index" / f"{input_digest}.json")
+        """What this input already made, or None. What is asked for stays young (see `retention`)."""
+        index = self.root / "index" / f"{input_digest}.json"
+        entry = _read_json(index)
         if entry is None:
             return None
+        with contextlib.suppress(OSError):  # a store that can only be read is asked all the same
+            os.utime(index)
         path = self.root / "artifacts" / entry["kind"] / entry["output"]
         return Artifact(entry["kind"], entry["output"], path) if path.is_dir() else None
 
@@ -153,13 +159,19 @@ class Store:
 
     def all(self, kind: str = "*") -> list[Artifact]:
         """Every artifact of a kind, newest last."""
-        paths = (self.root / "artifacts").glob(f"{kind}/*")
-        ordered = sorted(paths, key=lambda p: (p / MANIFEST).stat().st_mtime)
-        return [Artifact(p.parent.name, p.name, p) for p in ordered]
+        found: list[tuple[float, Path]] = []
+        for path in (self.root / "artifacts").glob(f"{kind}/*"):
+            with contextlib.suppress(FileNotFoundError):  # it went while we looked
+                found.append(((path / MANIFEST).stat().st_mtime, path))
+        return [Artifact(path.parent.name, path.name, path) for _, path in sorted(found)]
 
     def head(self, project: str, asset: str) -> dict[str, Any] | None:
         """What an asset last made: {"input", "inputs", "output", "at"}. For explanations only."""
         return _read_json(self.root / "heads" / project / f"{asset}.json")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """One small JSON file below the root, as `write_json` left it; None when it is not there."""
+        return _read_json(self.root / name)
 
     def verify(self) -> list[Problem]:
         """Check every byte of every artifact."""
@@ -186,7 +198,7 @@ class Store:
             shutil.rmtree(path, ignore_errors=True)
 
     def _commit(self, kind: str, input_digest: str, draft: Draft) -> Artifact:
-        files = {
+        files: dict[str, dict[str, Any]] = {
             name: {"sha256": file_digest(draft.path / name), "bytes": (draft.path / name).stat().st_size}
             for name in _files(draft.path)
         }
@@ -197,6 +209,9 @@ class Store:
         (draft.path / ATTESTATION).write_bytes(canonical(attestation))
         for name in [*files, MANIFEST, ATTESTATION]:
             _fsync(draft.path / name)
+        for name, entry in files.items():
+            if name.startswith("records/") or entry["bytes"] >= _SHARED_BYTES:
+                self._share(draft.path / name, entry["sha256"])
         target = self.root / "artifacts" / kind / digest
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -208,6 +223,22 @@ class Store:
         _fsync(target.parent)
         self.write_json(f"index/{input_digest}.json", {"kind": kind, "output": digest})
         return Artifact(kind, digest, target)
+
+    def _share(self, path: Path, sha256: str) -> None:
+        """Make the file one with the stored file of the same bytes; where links fail it stays its own.
+
+        A stored file is read before it is trusted: bytes changed in place would go on into new versions.
+        """
+        stored = self.root / "objects" / sha256
+        try:
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            if not stored.is_file() or file_digest(stored) != sha256:
+                _relink(path, stored)
+            elif not stored.samefile(path):
+                _relink(stored, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS and not isinstance(error, FileNotFoundError):
+                raise
 
     def set_head(self, project: str, asset: str, input_digest: str, inputs: Any, output: str) -> None:
         """Remember what an asset last made, so that `status` can say what changed since."""
@@ -246,14 +277,17 @@ class Store:
         """Hold the right to make `name`; others wait. See `hold`."""
         return hold(self.root / "leases" / f"{name}.lock", wait_s, on_wait)
 
-    def gc(self, keep_days: float = 1.0) -> int:
-        """Remove drafts that nobody writes any more. Returns how many went."""
-        horizon, removed = time.time() - keep_days * 86400, 0
-        for path in (self.root / "drafts").glob("*"):
-            if path.stat().st_mtime < horizon:
-                shutil.rmtree(path, ignore_errors=True)
-                removed += 1
-        return removed
+    def gc(self, keep_days: float = 1.0, dry_run: bool = False) -> list[Path]:
+        """Remove drafts that nobody writes any more. Returns those that went, or would."""
+        horizon = time.time() - keep_days * 86400
+        drafts: list[Path] = []
+        for path in sorted((self.root / "drafts").glob("*")):
+            with contextlib.suppress(FileNotFoundError):  # it was committed while we looked
+                if path.stat().st_mtime < horizon:
+                    drafts.append(path)
+        for path in drafts if not dry_run else []:
+            shutil.rmtree(path, ignore_errors=True)
+        return drafts
 
 
 @contextlib.contextmanager
@@ -302,6 +336,13 @@ def now() -> str:
 def _files(folder: Path) -> list[str]:
     names = (p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
     return sorted(n for n in names if n not in _BESIDE and not n.startswith("beside/"))
+
+
+def _relink(source: Path, target: Path) -> None:
+    """Make `target` a hard link of `source`, in one step for whoever looks."""
+    temporary = target.with_name(f".{target.name[:64]}.{uuid.uuid4().hex}")
+    os.link(source, temporary)
+    temporary.replace(target)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

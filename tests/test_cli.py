@@ -249,8 +249,9 @@ def test_store_data_and_model(ftaas: Ftaas, home: Path) -> None:
     done = ftaas("store", "verify", "--json")
     assert done.code == 1 and done.json["problems"][0]["what"] == "a file was changed"
     (store.root / "drafts" / "left").mkdir(parents=True, exist_ok=True)
-    assert ftaas("store", "gc", "--json").json == {"removed": 0}
-    assert ftaas("store", "gc", "--keep-days", "0", "--json").json == {"removed": 1}
+    assert ftaas("store", "gc", "--json").json["drafts"] == 0
+    done = ftaas("store", "gc", "--keep-days", "0", "--json")
+    assert done.json["drafts"] == 1 and [a["digest"] for a in done.json["artifacts"]] == [old.digest]
 
 
 def test_bases_are_listed(ftaas: Ftaas) -> None:

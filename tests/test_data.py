@@ -1,19 +1,17 @@
 """Promises of the data plane: identity by content, bad input named, tests kept apart, nothing half-made."""
 
-import hashlib
 import json
 import os
 import random
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ftaas_pipelines.data import findings, formats, readers, splits, view
+from ftaas_pipelines.data import findings, formats, readers, view
 from ftaas_pipelines.data.records import Record, identity
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects.project import Cleaning, Quality, Splits
@@ -447,31 +445,6 @@ def test_detectors(text: str, kinds: list[str]) -> None:
 # -- splits -------------------------------------------------------------------------------------------
 
 
-def members(numbers: range, declared: Callable[[int], str | None] = lambda _: None) -> list[splits.Member]:
-    """Three records to a group."""
-    groups = [hashlib.sha256(str(i // 3).encode()).hexdigest() for i in numbers]
-    return [splits.Member(str(i), g, f"q{i}", declared(i)) for i, g in zip(numbers, groups, strict=True)]
-
-
-def test_growth_moves_nothing_and_no_group_parts() -> None:
-    options = Splits(validation=0.2, test=0.1)
-    small, large = members(range(900)), members(range(3000))
-    before, after = splits.assign(small, options), splits.assign(large, options)
-    assert [g for g in before if after[g] != before[g]] == []
-    assert splits.leakage(large, after) == {"shared_groups": 0, "shared_prompts": 0}
-    assert set(after.values()) == {"train", "validation", "test"}
-    assert abs(sum(s == "validation" for s in after.values()) / len(after) - 0.2) < 0.04
-    assert splits.assign(small, Splits(validation=0.2, test=0.1, seed=1)) != before
-
-
-def test_a_declared_split_holds_for_its_whole_group() -> None:
-    rows = members(range(300), lambda i: "test" if i == 4 else "train" if i % 30 == 0 else None)
-    split_of = splits.assign(rows, Splits(test=0.4))
-    assert split_of[rows[3].group] == split_of[rows[5].group] == "test"
-    assert all(split_of[m.group] == "train" for m in rows if m.declared_split == "train")
-    assert list(split_of.values()).count("test") == 1  # the share is ignored: a source is the test
-
-
 def test_splits_are_written_whole_and_sorted(store: Store, tmp_path: Path) -> None:
     files = {
         "main": jsonl(tmp_path / "a.jsonl", ROWS),
@@ -484,7 +457,7 @@ def test_splits_are_written_whole_and_sorted(store: Store, tmp_path: Path) -> No
     assert counts["test"] == 2
     assert counts["challenge_hard"] == 1
     assert counts["train"] + counts["validation"] == 60
-    assert made.content["leakage"] == {"shared_groups": 0, "shared_prompts": 0}
+    assert made.content["leakage"] == {"shared_groups": 0, "shared_prompts": 0, "near_pairs": 0}
     for name, n in counts.items():
         ids = [r["record_id"] for r in view.rows(made, split=name, limit=1000)]
         assert len(ids) == n

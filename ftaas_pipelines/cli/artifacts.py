@@ -1,9 +1,10 @@
 """Artifacts as `ftaas data` and `ftaas model` list and show them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.cli.output import emit, facts, table
@@ -76,8 +77,20 @@ def emit_list(as_json: bool, key: str, rows: list[dict[str, Any]], gist: Sequenc
     emit(as_json, {key: rows}, render)
 
 
-def emit_one(as_json: bool, artifact: Artifact) -> None:
-    """Print one artifact: what it is made of, and the circumstances of its making."""
+def emit_one(
+    as_json: bool,
+    artifact: Artifact,
+    more: Mapping[str, Any] | None = None,
+    tables: Sequence[Table] = (),
+    in_tables: Sequence[str] = (),
+) -> None:
+    """Print one artifact: what it is made of, and the circumstances of its making.
+
+    Args:
+        more: facts to add to the JSON document.
+        tables: what people read between the two.
+        in_tables: content facts that stand in those tables instead.
+    """
     files = artifact.manifest["files"]
     document = {
         "digest": artifact.digest,
@@ -86,6 +99,7 @@ def emit_one(as_json: bool, artifact: Artifact) -> None:
         "content": artifact.content,
         "files": files,
         "attestation": artifact.attestation,
+        **(more or {}),
     }
     size = sum(entry["bytes"] for entry in files.values())
     made = {k: v for k, v in artifact.attestation.items() if k not in ("spec", "grant")}
@@ -97,10 +111,13 @@ def emit_one(as_json: bool, artifact: Artifact) -> None:
                     (artifact.kind, artifact.digest),
                     ("folder", artifact.path),
                     ("files", f"{len(files)}, {size / 1e6:.2f} MB"),
-                    *((name, _brief(value)) for name, value in artifact.content.items()),
+                    *((n, _brief(value)) for n, value in artifact.content.items() if n not in in_tables),
                 ]
             )
         )
+        for part in tables:
+            screen.print()
+            screen.print(part)
         screen.print("\nHow it was made (no part of the digest)", style="bold")
         screen.print(facts((name, _brief(value)) for name, value in made.items()))
 

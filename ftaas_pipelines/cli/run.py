@@ -60,6 +60,10 @@ def carry_out(
     deadline = time.monotonic() + wait_s
     line = open_line(name, settings)
     _check_until(line, until)
+    try:
+        line.look()
+    except FtaasError as error:  # what is signed and landed may still be trained and deployed
+        output.say(f"goes on with what was landed before: {error}")
     if _reaches_training(line, until):
         _ = line.base_path  # a base model that is wrong or out of reach is said before anything is made
     tried: set[str] = set()

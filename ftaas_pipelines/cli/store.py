@@ -3,10 +3,11 @@
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from ftaas_pipelines import settings
-from ftaas_pipelines.cli.output import Json, emit
-from ftaas_pipelines.store import Store
+from ftaas_pipelines.cli.output import Json, emit, table
+from ftaas_pipelines.store import Store, short
 
 app = typer.Typer()
 
@@ -26,9 +27,35 @@ def verify(as_json: Json = False) -> None:
 
 @app.command()
 def gc(
-    keep_days: Annotated[float, typer.Option(min=0, help="Leave drafts younger than this alone.")] = 1.0,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Leave alone what was made or used in so many days.")
+    ] = 7.0,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would go.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Remove drafts that nobody writes any more; finished artifacts are never touched."""
-    removed = Store(settings.load().store_path).gc(keep_days)
-    emit(as_json, {"removed": removed}, lambda screen: screen.print(f"{removed} abandoned drafts removed"))
+    """Remove drafts, finished work and artifacts that nobody needs.
+
+    What the ledger, a deployment or a project's current state names stays, with all it was made of.
+    """
+    from ftaas_pipelines.governance import retention
+    from ftaas_pipelines.governance.ledger import Ledger
+
+    chosen = settings.load()
+    ledger = Ledger(chosen.ledger, chosen.home)
+    found = retention.collect(
+        Store(chosen.store_path), ledger, [chosen.home / "deployments"], keep_days, dry_run
+    )
+    gone = [{"kind": a.kind, "digest": a.digest} for a in found.artifacts]
+    counts = {name: len(getattr(found, name)) for name in ("drafts", "work", "objects")}
+    document = {"dry_run": dry_run, "artifacts": gone, **counts, "kept": found.kept, "bytes": found.bytes}
+    verb = "would go" if dry_run else "removed"
+
+    def render(screen: Console) -> None:
+        if gone:
+            screen.print(table(("kind", "digest"), ((a["kind"], short(a["digest"])) for a in gone)))
+        said = ", ".join(f"{n} {name}" for name, n in counts.items())
+        screen.print(
+            f"{verb}: {len(gone)} artifacts, {said}; {found.bytes / 1e6:.1f} MB; {found.kept} artifacts stay"
+        )
+
+    emit(as_json, document, render)

@@ -1,187 +1,353 @@
-"""Raw files to the records of a dataset version: read, clean, keep tests apart, de-duplicate, judge.
+"""Raw files to a dataset version, in three passes over work shards that any worker may do.
 
-The result does not depend on the order of files or rows: wherever one of several equal records is
-kept, it is the same one, and everything is sorted by `record_id`.
+    cut       files to shards, by streaming bytes                           shards
+    clean     a shard's rows to records, cleaned, private, with their keys  pipeline   (spread)
+    reduce    on keys alone: which records go, and why                      reduce
+    gather    buckets of the record_id, sorted, verdicts applied, written   gather     (spread)
+    judge     Great Expectations, histograms, facts                         quality
+
+The result does not depend on the order of files, the size of shards, how many workers there are or
+where they run. What a shard has done is kept in the work folder: a killed run goes on there.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-from ftaas_pipelines.data import cleaning, formats, readers
-from ftaas_pipelines.data.inputs import DatasetInputs, Verdict
-from ftaas_pipelines.data.records import Record, from_rows
+import orjson
+
+from ftaas_pipelines.data import (
+    boilerplate,
+    engine,
+    formats,
+    gather,
+    pipeline,
+    readers,
+    records,
+    shards,
+    tables,
+)
+from ftaas_pipelines.data.engine import Runner
+from ftaas_pipelines.data.formats import Layout
+from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
+from ftaas_pipelines.data.reduce import reduce, wants_items
+from ftaas_pipelines.data.shards import Shard
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
-from ftaas_pipelines.projects.project import Cleaning
+from ftaas_pipelines.store import digest_of, file_digest
 
-# Who keeps a record that several splits claim: the first. What others lose is dropped with the reason.
-_PRECEDENCE: tuple[str | None, ...] = ("test", "challenge", "validation", "train", None)
+SHARD_BYTES = 32 * 2**20
+_FINE_FROM = 8 * 2**20  # bytes of raw rows from which shards are cut by the record_id's first byte
+_BUCKETS_A_TASK = 8
+_LINES = "ftaas_pipelines.data.pipeline:lines"
 
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a record came from. `row` is its line in the file, from 1."""
-
-    record_id: str
-    source: str
-    sha256: str
-    row: int
+Progress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """A record that is not in the dataset version, and why."""
+class Files:
+    """Where the inputs lie: files by source name, benchmarks by name, model folders by use."""
 
-    record_id: str
-    source: str
-    reason: str
+    sources: Mapping[str, Sequence[Path]]
+    benchmarks: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    models: Mapping[str, Path] = field(default_factory=dict[str, Path])
 
 
 @dataclass
-class Prepared:
-    """What `prepare` found.
+class Facts:
+    """What `prepare` found, added up over shards and buckets. Counts are of records unless said.
 
     Attributes:
-        records: kept, sorted by `record_id`.
-        cleaned: records that each cleaning option changed.
-        verdicts: verdicts applied, by word, and `stale_verdict`: those that no longer hold.
-        format: the formats read, comma separated.
+        rows: by source: in, kept, and each reason.
+        near: confirmed near-duplicate pairs among kept records.
     """
 
-    records: list[Record]
-    dropped: list[Dropped] = field(default_factory=list[Dropped])
-    origins: list[Origin] = field(default_factory=list[Origin])
-    cleaned: dict[str, int] = field(default_factory=dict[str, int])
-    verdicts: dict[str, int] = field(default_factory=dict[str, int])
-    format: str = ""
+    rows: dict[str, dict[str, int]]
+    cleaned: dict[str, int]
+    verdicts: dict[str, int]
+    findings: dict[str, int | str]
+    kinds: dict[str, int]
+    languages: dict[str, int]
+    labels: dict[str, int]
+    synthetic: int
+    near: int
+    contaminated: dict[str, int]
+    lengths: dict[str, Counter[int]]
+    format: str
+    preview: list[dict[str, str]]
+    quarantined: list[dict[str, Any]]
+
+    @property
+    def records(self) -> int:
+        return sum(counts["kept"] for counts in self.rows.values())
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Rows that are not in the dataset version, by reason."""
+        total: Counter[str] = Counter()
+        for counts in self.rows.values():
+            total.update({k: n for k, n in counts.items() if k not in ("in", "kept")})
+        return dict(sorted(total.items()))
 
     @property
     def dropped_share(self) -> float:
-        """Dropped records over all that came in, 0 to 1."""
-        return len(self.dropped) / max(1, len(self.dropped) + len(self.records))
-
-    @property
-    def dropped_counts(self) -> dict[str, int]:
-        return dict(sorted(Counter(d.reason for d in self.dropped).items()))
+        """Dropped rows over all that came in, 0 to 1."""
+        return 1 - self.records / max(1, sum(counts["in"] for counts in self.rows.values()))
 
 
-def prepare(inputs: DatasetInputs, files: dict[str, Path]) -> Prepared:
-    """Make the records of a dataset version. `files` maps a source's name to its file.
+def prepare(
+    inputs: DatasetInputs,
+    files: Files,
+    work: Path,
+    out: Path,
+    runner: Runner | None = None,
+    progress: Progress = lambda _, __: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Facts:
+    """Write a dataset version's tables into `out`.
+
+    Args:
+        work: folder for what can be resumed; it may hold what an earlier, killed call has done.
 
     Raises:
-        InputInvalid: every problem of every file.
+        InputInvalid: every problem of every file, or no record is left.
         FtaasError: a file is not the one that was fingerprinted.
     """
-    out = _read(inputs, files)
-    out.cleaned = cleaning.clean(out.records, inputs.cleaning)
-    _drop_by_length(out, inputs.cleaning)
-    if inputs.system:
-        for record in out.records:
-            if record.turns is record.messages:  # a row's own system message wins
-                record.messages = [{"role": "system", "content": inputs.system}, *record.messages]
-    _drop_leaks(out)
-    _drop_duplicates(out)
-    _apply(inputs.verdicts, out)
-    out.records.sort(key=lambda r: r.record_id)
-    out.dropped.sort(key=lambda d: (d.record_id, d.source, d.reason))
-    out.origins.sort(key=lambda o: (o.record_id, o.source, o.row))
-    if not out.records:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in out.dropped_counts.items())
-        raise InputInvalid("no record is left", "dataset", reasons, "loosen dataset.cleaning or add rows")
-    return out
+    runner = runner or Runner()
+    (work / "shards").mkdir(parents=True, exist_ok=True)
+    named = work / "inputs.json"
+    named.write_text(inputs.model_dump_json(), "utf-8")
+    progress(0.0, f"reading {len(inputs.sources)} sources")
+    plan, layouts = _plan(inputs, files, work, shard_bytes)
+    fine = sum(s.end - s.start for s in plan if s.container not in ("Parquet", "Arrow")) > _FINE_FROM or any(
+        s.container in ("Parquet", "Arrow") and os.path.getsize(s.path) > _FINE_FROM for s in plan
+    )
+    models = {use: str(path.resolve()) for use, path in files.models.items()}
+    tasks = [
+        asdict(
+            pipeline.Task(
+                inputs=str(named.resolve()),
+                shard=asdict(shard),
+                out=str((work / "shards" / _name(shard)).resolve()),
+                layout=asdict(layouts[shard.path]),
+                models=models,
+                boilerplate="",
+                fine=fine,
+                near=wants_items(inputs),
+            )
+        )
+        for shard in plan
+    ]
+    if inputs.cleaning.boilerplate:
+        common = _common_lines(tasks, runner, work)
+        tasks = [{**task, "boilerplate": common} for task in tasks]
+    metas = _run("ftaas_pipelines.data.pipeline:shard", tasks, runner, progress, 0.05, 0.55, "shards cleaned")
+    quarantined = _faults(inputs, metas)
+    progress(0.55, "comparing records")
+    folders = [Path(task["out"]) for task in tasks]
+    decided = reduce(inputs, folders, files.benchmarks, work)
+    prefixes = tables.prefixes(decided.kept)
+    groups = [prefixes[i : i + _BUCKETS_A_TASK] for i in range(0, len(prefixes), _BUCKETS_A_TASK)]
+    shared: dict[str, Any] = {
+        "inputs": str(named.resolve()),
+        "shards": [str(folder) for folder in folders],
+        "out": str(out.resolve()),
+        "fine": fine,
+        "models": models,
+    }
+    found = _run(
+        "ftaas_pipelines.data.gather:gather",
+        [asdict(gather.Task(prefixes=group, **shared)) for group in groups],
+        runner,
+        progress,
+        0.7,
+        0.85,
+        "groups of buckets written",
+    )
+    rejected = {digest for part in found for digest in part["rejected"]}
+    near = [pair for pair in decided.near if not {pair["a"], pair["b"]} & rejected]
+    tables.write_rows(out / "near.parquet", near, tables.NEAR)
+    tables.write_rows(out / "beside" / "quarantine.parquet", quarantined, tables.QUARANTINE)
+    kinds = sorted({layout.format for layout in layouts.values()})
+    return _facts(inputs, metas, found, ", ".join(kinds), len(near), decided.contaminated, quarantined)
 
 
-def _read(inputs: DatasetInputs, files: dict[str, Path]) -> Prepared:
-    import hashlib
-
-    out, problems, found = Prepared([]), list[Problem](), set[str]()
+def _plan(
+    inputs: DatasetInputs, files: Files, work: Path, size: int
+) -> tuple[list[Shard], dict[str, Layout]]:
+    """Every source's shards, by source name and file digest, and the layout of each file."""
+    plan, layouts, problems = list[Shard](), dict[str, Layout](), list[Problem]()
     for source in sorted(inputs.sources, key=lambda s: s.name):
-        path = files[source.name]
-        try:
-            data = readers.load(path)
-            if hashlib.sha256(data).hexdigest() != source.sha256:
-                raise FtaasError("changed while being read", str(path), do="run the same command again")
-            rows = readers.read(path, data, inputs.encoding)
-            if not rows.rows:
-                problems.extend(rows.problems)
+        paths = files.sources[source.name]
+        digests = {path: file_digest(path) for path in paths}
+        whole = _digest(list(digests.values()))
+        if whole != source.sha256:
+            raise FtaasError("changed while being read", str(paths[0]), do="run the same command again")
+        for path in sorted(paths, key=lambda p: (digests[p], str(p))):
+            try:
+                cut, layout = _cut(path, digests[path], source, inputs, work, size)
+            except InputInvalid as error:
+                problems.extend(error.problems)
                 continue
-            layout = formats.resolve(rows.columns, path, inputs.format, inputs.columns)
-        except InputInvalid as error:
-            problems.extend(error.problems)
-            continue
-        found.add(layout.format)
-        records, faults = from_rows(rows, layout, source.name, source.split, inputs.group_by)
-        problems.extend(faults)
-        out.records.extend(records)
-        out.origins.extend(Origin(r.record_id, source.name, source.sha256, r.line) for r in records)
+            plan.extend(cut)
+            layouts.update({shard.path: layout for shard in cut})
     readers.raise_all(problems)
-    out.format = ", ".join(sorted(found))
-    return out
+    return plan, layouts
 
 
-def _drop(out: Prepared, reasons: Sequence[str | None]) -> None:
-    """Drop the records whose reason is not None; `reasons` stands beside `out.records`."""
-    pairs = list(zip(out.records, reasons, strict=True))
-    out.dropped.extend(Dropped(r.record_id, r.source, reason) for r, reason in pairs if reason)
-    out.records = [r for r, reason in pairs if not reason]
+def _cut(
+    path: Path, digest: str, source: SourceInput, inputs: DatasetInputs, work: Path, size: int
+) -> tuple[list[Shard], Layout]:
+    look = readers.look(path, source.encoding)
+    if not look.rows:
+        readers.raise_all(look.problems)
+    layout = formats.resolve(look.columns, path, source.format, source.columns, look.rows)
+    readers.raise_all(records.check_columns(look.columns, path, inputs.group_by, inputs.keep))
+    return shards.cut(path, work / "spool", source.encoding, source.name, digest, str(path), size), layout
 
 
-def _drop_by_length(out: Prepared, options: Cleaning) -> None:
-    _drop(out, [cleaning.length_fault(r, options) for r in out.records])
+def _digest(digests: list[str]) -> str:
+    """The digest of a source of these files."""
+    return digests[0] if len(digests) == 1 else digest_of(sorted(digests))
 
 
-def _drop_leaks(out: Prepared) -> None:
-    """Drop what a split that is held apart has already: the same prompt, or the same group."""
-    held: list[tuple[str, set[str]]] = []
-    for split in ("test", "challenge", "validation"):
-        of_split = [r for r in out.records if r.declared_split == split]
-        held.append((split, {r.normal_prompt for r in of_split} | {r.group for r in of_split}))
-
-    def reason(record: Record) -> str | None:
-        for split, keys in held:
-            # A challenge is scored beside the test and trains nothing, so it may share prompts with it.
-            if record.declared_split == split or record.declared_split == "challenge":
-                return None
-            if record.normal_prompt in keys or record.group in keys:
-                return f"also_in_{split}"
-        return None
-
-    _drop(out, [reason(r) for r in out.records])
+def _name(shard: Shard) -> str:
+    """A shard's folder, by what it holds: the same cut finds it again."""
+    return digest_of({**asdict(shard), "path": "", "shown": ""})[:32]
 
 
-def _drop_duplicates(out: Prepared) -> None:
-    """Keep one of the records that came in alike, or became alike by cleaning."""
-    best: dict[str, Record] = {}
-    for record in sorted(out.records, key=_preference):
-        best.setdefault(record.content_id, record)
-    kept = {id(record) for record in best.values()}
-    _drop(out, [None if id(r) in kept else "duplicate" for r in out.records])
+def _common_lines(tasks: Sequence[dict[str, Any]], runner: Runner, work: Path) -> str:
+    """The file of the lines that are boilerplate: candidates of every shard, then counted in all."""
+    path = work / "boilerplate.json"
+    if not path.is_file():
+        named = {key for part in engine.run(_LINES, tasks, runner) for key in part} - {"records"}
+        candidates = work / "candidates.json"
+        candidates.write_bytes(orjson.dumps(sorted(named)))
+        counting = [{**task, "boilerplate": str(candidates.resolve())} for task in tasks]
+        counts, rows = Counter[bytes](), 0
+        for part in engine.run(_LINES, counting, runner):
+            rows += part.pop("records")
+            counts.update({bytes.fromhex(key): n for key, n in part.items()})
+        common = sorted(key.hex() for key in boilerplate.common(counts, rows))
+        _replace(path, orjson.dumps(common))
+    return str(path.resolve())
 
 
-def _preference(record: Record) -> tuple[int, str, str, str]:
-    return _PRECEDENCE.index(record.declared_split), record.record_id, record.source, record.group
+def _replace(path: Path, data: bytes) -> None:
+    draft = path.with_suffix(".draft")
+    draft.write_bytes(data)
+    draft.replace(path)
 
 
-def _apply(verdicts: Sequence[Verdict], out: Prepared) -> None:
-    """Apply reviewers' words. One holds only for the very content its reviewer saw."""
-    counts = Counter({"approve": 0, "fix": 0, "reject": 0, "stale_verdict": 0})
-    by_record: dict[str, list[Verdict]] = defaultdict(list)
-    for verdict in verdicts:
-        by_record[verdict.record_id].append(verdict)
-    reasons: list[str | None] = []
-    for record in out.records:
-        seen, rejected = record.content_id, False
-        for verdict in by_record.pop(record.record_id, []):
-            if verdict.content_id != seen:
-                counts["stale_verdict"] += 1
-                continue
-            counts[verdict.word] += 1
-            rejected = rejected or verdict.word == "reject"
-            if verdict.word == "fix":
-                answer = {**record.messages[-1], "content": verdict.text}
-                record.messages = [*record.messages[:-1], answer]
-        reasons.append("rejected" if rejected else None)
-    counts["stale_verdict"] += sum(len(left) for left in by_record.values())  # their record is gone
-    out.verdicts = dict(counts)
-    _drop(out, reasons)
+def _run(
+    function: str,
+    tasks: Sequence[dict[str, Any]],
+    runner: Runner,
+    progress: Progress,
+    start: float,
+    end: float,
+    what: str,
+) -> list[dict[str, Any]]:
+    done = 0
+
+    def tell(_: int, __: Any) -> None:
+        nonlocal done
+        done += 1
+        progress(start + (end - start) * done / len(tasks), f"{done} of {len(tasks)} {what}")
+
+    return engine.run(function, tasks, runner, tell)
+
+
+def _faults(inputs: DatasetInputs, metas: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that could not be read: refused all together, or set aside, as the project says."""
+    problems = [(meta, Problem(**fault)) for meta in metas for fault in meta["faults"]]
+    count = sum(meta["counts"].get("bad_row", 0) for meta in metas)
+    if inputs.bad_rows == "refuse" and count:
+        shown = [problem for _, problem in problems[: readers.SHOWN]]
+        more = Problem(
+            f"and {count - len(shown)} more problems",
+            do="mend these first, or set dataset.bad_rows: quarantine",
+        )
+        raise InputInvalid([*shown, more] if count > len(shown) else shown)
+    return [
+        {
+            "source": meta["source"],
+            "sha256": meta["sha256"],
+            "row": int(problem.where.rpartition(":")[2]),
+            "what": problem.what,
+        }
+        for meta, problem in problems
+    ]
+
+
+def _facts(
+    inputs: DatasetInputs,
+    metas: Sequence[dict[str, Any]],
+    found: Sequence[dict[str, Any]],
+    format_: str,
+    near: int,
+    contaminated: dict[str, int],
+    quarantined: list[dict[str, Any]],
+) -> Facts:
+    def total(name: str) -> dict[str, int]:
+        counter: Counter[str] = Counter()
+        for part in found:
+            counter.update(part["counts"].get(name, {}))
+        return dict(sorted(counter.items()))
+
+    rows: dict[str, dict[str, int]] = {}
+    for source in sorted(inputs.sources, key=lambda s: s.name):
+        mine = [meta["counts"] for meta in metas if meta["source"] == source.name]
+        gone = {
+            "bad_row": sum(counts.get("bad_row", 0) for counts in mine),
+            **total(f"dropped {source.name}"),
+        }
+        rows[source.name] = {
+            "in": sum(counts.get("in", 0) for counts in mine),
+            "kept": total("source").get(source.name, 0),
+            **{reason: n for reason, n in gone.items() if n},
+        }
+    cleaned: Counter[str] = Counter()
+    for meta in metas:
+        cleaned.update(meta["cleaned"])
+    verdicts = {"approve": 0, "fix": 0, "reject": 0, **total("verdict")}
+    verdicts["stale_verdict"] = len(inputs.verdicts) - sum(verdicts.values())
+    lengths: dict[str, Counter[int]] = {"prompt": Counter(), "answer": Counter()}
+    for part in found:
+        for name, counter in lengths.items():
+            counter.update({int(k): n for k, n in part["lengths"][name].items()})
+    labels = total("label")
+    few = len(labels) <= gather.LABELS and not total("label_left").get("answers")
+    facts = Facts(
+        rows=rows,
+        cleaned=dict(cleaned),
+        verdicts=verdicts,
+        findings={
+            **dict.fromkeys(metas[0]["not_checked"], "not checked"),
+            **dict.fromkeys(metas[0]["checked"], 0),
+            **total("findings"),
+        },
+        kinds=total("kind"),
+        languages=total("language"),
+        labels=labels if few else {},
+        synthetic=total("synthetic").get("records", 0),
+        near=near,
+        contaminated=contaminated,
+        lengths=lengths,
+        format=format_,
+        preview=[row for part in found for row in part["preview"]][: gather.PREVIEW],
+        quarantined=quarantined,
+    )
+    if not facts.records:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in facts.dropped.items())
+        raise InputInvalid("no record is left", "dataset", reasons, "loosen dataset.cleaning or add rows")
+    return facts
+
+
+def write_json(path: Path, value: Any) -> None:
+    """A JSON file for people."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

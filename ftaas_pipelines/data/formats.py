@@ -1,38 +1,46 @@
 """What the columns of a file mean: the formats, and how one is recognised. Light: the CLI imports it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ftaas_pipelines.data import readers
+from ftaas_pipelines.data.cells import truth
+from ftaas_pipelines.data.readers import Row
 from ftaas_pipelines.errors import InputInvalid, Problem
+
+CHECKED = "####"  # what GSM8K puts before the answer that is checked
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The columns of one format, in our names. The last required one holds the answer."""
+    """The columns of one format, in our names. The last required one holds the answer.
+
+    Attributes:
+        inside: names that map into a column (a field of `data`), not to one.
+    """
 
     required: tuple[str, ...]
     optional: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return self.required + self.optional
+        return self.required + self.optional + self.inside
 
 
 FORMATS: dict[str, Shape] = {
-    "messages": Shape(("messages",)),
+    "messages": Shape(("messages",), ("tools", "extra")),
     "alpaca": Shape(("instruction", "output"), ("input",)),
     "prompt_completion": Shape(("prompt", "completion")),
     "text_target": Shape(("text", "target")),
+    "sharegpt": Shape(("conversations",), ("system", "tools")),
+    "preference": Shape(("rejected", "chosen"), ("prompt", "input", "system", "tools")),
+    "kto": Shape(("label", "completion"), ("prompt", "input", "system", "tools")),
+    "checkable": Shape(("question", "answer"), ("expected",)),
+    "text": Shape(("text",)),
+    "label_studio": Shape(("data", "annotations"), inside=("prompt", "answer")),
 }
-
-# Names met in the wild, tried in this order once no format fits as it stands.
-_KNOWN_AS: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
-    ("prompt_completion", ("prompt", "question", "query"), ("completion", "answer", "response")),
-    ("text_target", ("text", "sentence", "source", "utterance"), ("target", "label", "category", "intent")),
-    ("prompt_completion", ("input",), ("output", "target")),
-]
 
 
 @dataclass(frozen=True)
@@ -52,36 +60,120 @@ class Layout:
         return self.columns.get(ours, ours)
 
 
+@dataclass(frozen=True)
+class _Sign:
+    """What a format is told by.
+
+    Attributes:
+        names: our column to the names it is met under, the likeliest first; with a `?` it may be absent.
+        look: what the first rows must look like, where other formats have the same columns.
+    """
+
+    format: str
+    names: Mapping[str, tuple[str, ...]]
+    look: Callable[[Layout, Sequence[Row]], bool] | None = None
+
+
+def _labels_are_flags(layout: Layout, rows: Sequence[Row]) -> bool:
+    return bool(rows) and all(truth(row.value.get(layout.name("label"))) is not None for row in rows)
+
+
+def _answers_are_checked(layout: Layout, rows: Sequence[Row]) -> bool:
+    answers = [row.value.get(layout.name("answer")) for row in rows]
+    return bool(rows) and all(isinstance(a, str) and f"{CHECKED} " in a for a in answers)
+
+
+_PROMPT = ("prompt", "question", "query", "instruction", "problem")
+_SIGNS = (  # tried in this order
+    _Sign("label_studio", {"data": ("data",), "annotations": ("annotations",)}),
+    _Sign(
+        "preference",
+        {
+            "rejected": ("rejected",),
+            "chosen": ("chosen",),
+            "prompt?": (*_PROMPT, "conversations", "messages"),
+        },
+    ),
+    _Sign(
+        "kto",
+        {
+            "label": ("label", "kto_tag"),
+            "completion": ("completion", "response", "messages", "conversations"),
+            "prompt?": _PROMPT,
+        },
+        _labels_are_flags,
+    ),
+    _Sign("messages", {"messages": ("messages",), "tools?": ("tools", "functions")}),
+    _Sign("sharegpt", {"conversations": ("conversations", "conversation")}),
+    _Sign("alpaca", {"instruction": ("instruction",), "output": ("output",)}),
+    _Sign("checkable", {"question": _PROMPT, "answer": ("solution",), "expected?": ("expected", "answer")}),
+    _Sign(
+        "checkable",
+        {"question": _PROMPT, "answer": ("completion", "answer", "expected"), "expected": ("expected",)},
+    ),
+    _Sign(
+        "checkable",
+        {"question": _PROMPT, "answer": ("completion", "answer", "response")},
+        _answers_are_checked,
+    ),
+    _Sign("prompt_completion", {"prompt": ("prompt",), "completion": ("completion",)}),
+    _Sign("text_target", {"text": ("text",), "target": ("target",)}),
+    _Sign(
+        "prompt_completion",
+        {"prompt": ("prompt", "question", "query"), "completion": ("completion", "answer", "response")},
+    ),
+    _Sign(
+        "text_target",
+        {
+            "text": ("text", "sentence", "source", "utterance"),
+            "target": ("target", "label", "category", "intent"),
+        },
+    ),
+    _Sign("prompt_completion", {"prompt": ("input",), "completion": ("output", "target")}),
+    _Sign("text", {"text": ("text",)}),
+)
+
+
 def detect(path: Path, encoding: str = "utf-8") -> Layout:
-    """The format and columns of a file, by its column names.
+    """The format and columns of a file, by its column names and first rows.
 
     Raises:
         InputInvalid: it cannot be read, or its columns fit no format.
     """
-    rows = readers.read(path, readers.load(path), encoding)
+    rows = readers.look(path, encoding)
     if not rows.rows:
         readers.raise_all(rows.problems)
-    return resolve(rows.columns, path, None, {})
+    return resolve(rows.columns, path, None, {}, rows.rows)
 
 
-def resolve(found: Sequence[str], path: Path, declared: str | None, columns: Mapping[str, str]) -> Layout:
+def resolve(
+    found: Sequence[str],
+    path: Path,
+    declared: str | None,
+    columns: Mapping[str, str],
+    rows: Sequence[Row] = (),
+) -> Layout:
     """The layout of a file with these columns, as declared or else as recognised.
+
+    Args:
+        found: the file's column names.
+        path: what errors call the file.
+        declared: its format, where the project says so.
+        columns: our name to the file's name, where the project says so; the rest is recognised.
+        rows: its first rows, to tell formats apart that share their column names.
 
     Raises:
         InputInvalid: the file is of another format than declared, or of none that is known.
     """
     where = f"{path}:1"
     if declared is None and columns:
-        declared = next((f for f, shape in FORMATS.items() if set(columns) <= set(shape.columns)), None)
+        declared = _mapped(columns, found)
         if declared is None:
             raise InputInvalid("fits no format", "dataset.columns", _listed(columns), _formats_hint())
     if declared is None:
-        layout = _guess(found)
+        layout = _guess(found, rows)
         if layout is None:
-            hint = _formats_hint()
-            if "conversations" in found:
-                hint = "ShareGPT is not read: write it as messages, a list of {role, content}"
-            raise InputInvalid("the columns fit no known format", where, _listed(found), hint)
+            raise InputInvalid("the columns fit no known format", where, _listed(found), _formats_hint())
         return layout
     shape = FORMATS[declared]
     problems = [
@@ -91,13 +183,38 @@ def resolve(found: Sequence[str], path: Path, declared: str | None, columns: Map
         for ours in columns
         if ours not in shape.columns
     ]
-    layout = Layout(declared, {ours: theirs for ours, theirs in columns.items() if theirs != ours})
+    known = _fit(declared, columns, found)
+    layout = Layout(declared, {ours: name for ours, name in {**known, **columns}.items() if name != ours})
     wanted = [layout.name(ours) for ours in (*shape.required, *(c for c in columns if c in shape.optional))]
     if missing := [name for name in wanted if name not in found]:
         problems.append(_missing(missing, found, where, declared))
     if problems:
         raise InputInvalid(problems)
     return layout
+
+
+def _mapped(columns: Mapping[str, str], found: Sequence[str]) -> str | None:
+    """The format whose columns a mapping names: the first that the file fits, or else the first."""
+    can_be = [name for name, shape in FORMATS.items() if set(columns) <= set(shape.columns)]
+    return next((name for name in can_be if _fit(name, columns, found)), can_be[0] if can_be else None)
+
+
+def _fit(name: str, columns: Mapping[str, str], found: Sequence[str]) -> dict[str, str]:
+    """Our columns to the file's, by the first sign of a format that fits with this mapping; else nothing."""
+    return next((fit for s in _SIGNS if s.format == name and (fit := _fits(s, columns, found))), {})
+
+
+def _fits(sign: _Sign, columns: Mapping[str, str], found: Sequence[str]) -> dict[str, str]:
+    fit: dict[str, str] = {}
+    for key, names in sign.names.items():
+        ours = key.rstrip("?")
+        names = (columns[ours],) if ours in columns and ours not in FORMATS[sign.format].inside else names
+        theirs = next((name for name in names if name in found), None)
+        if theirs is not None:
+            fit[ours] = theirs
+        elif ours == key:
+            return {}
+    return fit
 
 
 def _missing(missing: Sequence[str], found: Sequence[str], where: str, declared: str) -> Problem:
@@ -113,15 +230,12 @@ def _missing(missing: Sequence[str], found: Sequence[str], where: str, declared:
     return Problem(what, where, f"columns {_listed(found)}", do)
 
 
-def _guess(found: Sequence[str]) -> Layout | None:
-    for name, shape in FORMATS.items():
-        if set(shape.required) <= set(found):
-            return Layout(name, {})
-    for name, first, last in _KNOWN_AS:
-        theirs = [next((n for n in names if n in found), None) for names in (first, last)]
-        if None not in theirs:
-            pairs = zip(FORMATS[name].required, theirs, strict=True)
-            return Layout(name, {ours: other for ours, other in pairs if other and other != ours})
+def _guess(found: Sequence[str], rows: Sequence[Row] = ()) -> Layout | None:
+    for sign in _SIGNS:
+        if fit := _fits(sign, {}, found):
+            layout = Layout(sign.format, {ours: name for ours, name in fit.items() if name != ours})
+            if sign.look is None or sign.look(layout, rows):
+                return layout
     return None
 
 

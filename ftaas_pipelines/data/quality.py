@@ -1,17 +1,21 @@
-"""The Great Expectations suite of a dataset version: defaults plus the project's own expectations.
+"""The Great Expectations suite of a dataset version: defaults for its kinds plus the project's own.
 
+Runs piece by piece (a piece is some buckets, about 100,000 records), so memory stays bounded. An
+expectation on values adds up over the pieces; one on a whole column (a mean, a set) must hold on each.
 Runs in an ephemeral context (no files, no network). Importing Great Expectations costs seconds, so it
 happens in here, and this module is imported by the dataset stage alone.
 """
 
 import difflib
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects.project import Cleaning, Quality
 
+PIECE_ROWS = 100_000
 _SHOWN_RECORDS = 3
 
 
@@ -27,7 +31,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class Result:
-    """What an expectation found. `detail` names records, never what stands in them."""
+    """What an expectation found. `detail` names records, never what stands in them.
+
+    `unexpected` of `elements` values broke it, where it is one on values.
+    """
 
     name: str
     type: str
@@ -35,33 +42,20 @@ class Result:
     severity: str
     observed: str
     detail: str
+    unexpected: int | None = None
+    elements: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k not in ("unexpected", "elements")}
 
 
-def suite(quality: Quality, cleaning: Cleaning) -> list[Expectation]:
-    """The expectations on the record table: ours, then the project's.
+def suite(quality: Quality, cleaning: Cleaning, kinds: Collection[str]) -> list[Expectation]:
+    """The expectations on the record table: ours for these kinds of records, then the project's.
 
     Raises:
         InputInvalid: one of the project's is not {type, kwargs, severity}.
     """
-    not_null, lengths = "expect_column_values_to_not_be_null", "expect_column_value_lengths_to_be_between"
-    least = max(1, cleaning.min_characters)
-    ours = [
-        Expectation(
-            "enough_records", "expect_table_row_count_to_be_between", {"min_value": quality.min_records}
-        ),
-        Expectation("prompt_is_there", not_null, {"column": "prompt"}),
-        Expectation("answer_is_there", not_null, {"column": "answer"}),
-        Expectation("record_id_is_unique", "expect_column_values_to_be_unique", {"column": "record_id"}),
-        Expectation("prompt_length", lengths, {"column": "prompt", "min_value": least}),
-        Expectation(
-            "answer_length",
-            lengths,
-            {"column": "answer", "min_value": least, "max_value": cleaning.max_characters},
-        ),
-    ]
+    ours = _defaults(cleaning, kinds)
     problems: list[Problem] = []
     for i, raw in enumerate(quality.expectations):
         where = f"dataset.quality.expectations[{i}]"
@@ -82,34 +76,101 @@ def suite(quality: Quality, cleaning: Cleaning) -> list[Expectation]:
     return ours
 
 
-def run(table: Any, dropped_share: float, quality: Quality, cleaning: Cleaning) -> list[Result]:
-    """Hold the record table (Arrow) and the share of dropped records (0 to 1) against the suite.
+def _defaults(cleaning: Cleaning, kinds: Collection[str]) -> list[Expectation]:
+    not_null, lengths = "expect_column_values_to_not_be_null", "expect_column_value_lengths_to_be_between"
+    matches = "expect_column_values_to_match_regex"
+    least = max(1, cleaning.min_characters)
+    most = {"max_value": cleaning.max_characters}
+    found = [
+        Expectation("answer_is_there", not_null, {"column": "answer"}),
+        Expectation("record_id_is_unique", "expect_column_values_to_be_unique", {"column": "record_id"}),
+    ]
+    if "text" not in kinds:
+        found += [
+            Expectation("prompt_is_there", not_null, {"column": "prompt"}),
+            Expectation("prompt_length", lengths, {"column": "prompt", "min_value": least}),
+        ]
+    if not set(kinds) & {"conversation"}:  # an answer may be a call alone
+        found.append(Expectation("answer_length", lengths, {"column": "answer", "min_value": least, **most}))
+    for kind, name, key in (
+        ("preference", "rejected_is_there", "rejected"),
+        ("labelled", "label_is_there", "label"),
+        ("prompt", "expected_is_there", "expected"),
+    ):
+        if set(kinds) == {kind}:
+            found.append(Expectation(name, not_null, {"column": "extra"}))
+            found.append(Expectation(f"{name}_in_extra", matches, {"column": "extra", "regex": f'"{key}":'}))
+    return found
+
+
+def run(
+    tables: Iterable[Any],
+    facts: dict[str, float],
+    quality: Quality,
+    cleaning: Cleaning,
+    kinds: Collection[str],
+) -> list[Result]:
+    """Hold the record table and the facts about it against the suite.
+
+    Args:
+        tables: the record table's buckets (Arrow), in order.
+        facts: `records` and `dropped_share` (0 to 1).
 
     Raises:
         InputInvalid: an expectation is unknown, or its arguments are wrong.
     """
     os.environ["GX_ANALYTICS_ENABLED"] = "False"
     import great_expectations as gx
+    import pandas as pd
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    expectations = suite(quality, cleaning)
-    built = _build(
-        expectations, list(table.column_names), first_own=len(expectations) - len(quality.expectations)
-    )
-    share = Expectation(
-        "few_dropped",
-        "expect_column_max_to_be_between",
-        {"column": "dropped_share", "max_value": quality.max_dropped_share},
-    )
+    expectations = suite(quality, cleaning, kinds)
+    first_own = len(expectations) - len(quality.expectations)
+    limits = {"few_dropped": {"max_value": quality.max_dropped_share}}
+    limits["enough_records"] = {"min_value": quality.min_records}
+    of_facts = [
+        Expectation(name, "expect_column_max_to_be_between", {"column": column, **limits[name]})
+        for name, column in (("enough_records", "records"), ("few_dropped", "dropped_share"))
+    ]
     context: Any = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
-    import pandas as pd
+    found: list[list[Result]] = []
+    for piece in _pieces(tables):
+        built = _build(expectations, list(piece.column_names), first_own)
+        results = _validate(context, f"records {len(found)}", piece.to_pandas(), built)
+        found.append([_result(e, results[i], piece) for i, e in enumerate(expectations)])
+    frame = pd.DataFrame({name: [round(value, 6)] for name, value in facts.items()})
+    results = _validate(context, "facts", frame, _build(of_facts, list(facts), first_own=len(of_facts)))
+    whole = [_result(e, results[i], None) for i, e in enumerate(of_facts)]
+    return [*whole, *(_together([piece[i] for piece in found]) for i in range(len(expectations)))]
 
-    on_records = _validate(context, "records", table.to_pandas(), built)
-    facts = pd.DataFrame({"dropped_share": [round(dropped_share, 6)]})
-    on_facts = _validate(context, "facts", facts, _build([share], ["dropped_share"], first_own=1))
-    results = {**on_records, **on_facts}
-    return [_result(e, results[i], table) for i, e in [*enumerate(expectations), ("few_dropped", share)]]
+
+def _pieces(tables: Iterable[Any]) -> Iterable[Any]:
+    """Buckets put together until they hold `PIECE_ROWS`; at least one piece, if an empty one."""
+    import pyarrow as pa
+
+    held: list[Any] = []
+    for table in tables:
+        held.append(table)
+        if sum(len(t) for t in held) >= PIECE_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
+
+
+def _together(pieces: Sequence[Result]) -> Result:
+    """One result for all pieces of the table."""
+    if len(pieces) == 1:
+        return pieces[0]
+    first, bad = pieces[0], [p for p in pieces if not p.success]
+    if all(p.unexpected is not None for p in pieces):
+        unexpected, elements = (sum(getattr(p, n) or 0 for p in pieces) for n in ("unexpected", "elements"))
+        observed = f"{unexpected} of {elements} records unexpected"
+    else:
+        observed = f"{len(bad)} of {len(pieces)} pieces unexpected: " + (bad or pieces)[0].observed
+    detail = next((p.detail for p in bad if p.detail), "")
+    return replace(first, success=not bad, observed=observed, detail=detail)
 
 
 def failed(results: list[Result]) -> list[str]:
@@ -132,9 +193,8 @@ def _build(expectations: list[Expectation], columns: list[str], first_own: int) 
                 Problem("there is no such column", where, repr(column), f"use {', '.join(columns)}")
             )
             continue
-        key = "few_dropped" if e.name == "few_dropped" else i
         try:
-            built.append(registry.get_expectation_impl(e.type)(**e.kwargs, meta={"key": key}))
+            built.append(registry.get_expectation_impl(e.type)(**e.kwargs, meta={"key": i}))
         except ExpectationNotFoundError:
             known = registry.list_registered_expectation_implementations()
             close = difflib.get_close_matches(e.type, sorted(known), n=1)
@@ -148,7 +208,7 @@ def _build(expectations: list[Expectation], columns: list[str], first_own: int) 
     return built
 
 
-def _validate(context: Any, name: str, frame: Any, built: list[Any]) -> dict[int | str, Any]:
+def _validate(context: Any, name: str, frame: Any, built: list[Any]) -> dict[int, Any]:
     import great_expectations as gx
 
     asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
@@ -166,7 +226,8 @@ def _result(expectation: Expectation, raw: Any, table: Any) -> Result:
             f"{found.get('unexpected_count', '?')} of {found.get('element_count', '?')} records unexpected"
         )
     rows = list(found.get("partial_unexpected_index_list") or [])[:_SHOWN_RECORDS]
-    detail = ", ".join(table["record_id"][i].as_py()[:12] for i in rows if isinstance(i, int))
+    ids = [table["record_id"][i].as_py()[:12] for i in rows if isinstance(i, int)] if table is not None else []
+    detail = ", ".join(ids)
     if not found:  # it could not be evaluated: GX reports the exception instead of a result
         observed, detail = "could not be evaluated", _exception(raw.exception_info)
     return Result(
@@ -175,7 +236,9 @@ def _result(expectation: Expectation, raw: Any, table: Any) -> Result:
         bool(raw.success),
         expectation.severity,
         observed,
-        f"records {detail}" if rows else detail,
+        f"records {detail}" if ids else detail,
+        found.get("unexpected_count"),
+        found.get("element_count"),
     )
 
 

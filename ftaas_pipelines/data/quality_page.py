@@ -1,6 +1,5 @@
 """The quality report as one HTML file: no script, no network, light and dark."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -27,25 +26,29 @@ code { font-size: .9em; color: var(--soft) } svg { width: 100%; height: auto; di
 svg rect { fill: var(--bar) } svg text { fill: var(--soft); font-size: 14px } svg line { stroke: var(--line) }
 """
 _BINS = 32
+_NAMES = 20
 
 
 def render(
     results: Sequence[Result],
-    lengths: Mapping[str, Sequence[int]],
+    lengths: Mapping[str, Mapping[int, int]],
     facts: Mapping[str, Mapping[str, int | str]],
+    shares: Mapping[str, Mapping[str, int]] | None = None,
 ) -> str:
     """The page.
 
     Args:
         results: of the suite.
-        lengths: a histogram each: title to characters a record.
+        lengths: a histogram each: title to records by number of characters.
         facts: a small table each: title to rows of name and number.
+        shares: bars each: title to records by name (kinds, languages, labels).
     """
     bad = [r for r in results if not r.success and r.severity == "error"]
     warned = [r for r in results if not r.success and r.severity == "warn"]
     state = f'<span class="bad">{len(bad)} failed</span>' if bad else '<span class="good">passed</span>'
     warnings = f', <span class="warn">{len(warned)} warned</span>' if warned else ""
     plots = "".join(f"<section><h2>{escape(t)}</h2>{histogram(v)}</section>" for t, v in lengths.items())
+    plots += "".join(f"<section><h2>{escape(t)}</h2>{bars(v)}</section>" for t, v in (shares or {}).items())
     tables = "".join(f"<section><h2>{escape(t)}</h2>{_facts(rows)}</section>" for t, rows in facts.items())
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Dataset quality</title>'
@@ -57,16 +60,16 @@ def render(
     )
 
 
-def histogram(values: Sequence[int]) -> str:
-    """An SVG histogram of whole numbers; the last bar holds everything past the 99th percentile."""
-    ordered = sorted(values)
+def histogram(counts: Mapping[int, int]) -> str:
+    """An SVG histogram: records by a whole number. The last bar holds everything past the 99th percentile."""
+    ordered = sorted(counts)
     if not ordered:
         return "<p>no records</p>"
-    top = max(ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))], 1)
+    top = max(_percentile(counts, 0.99), 1)
     width = max(1, -(-(top + 1) // _BINS))
     bins = [0] * min(_BINS, top // width + 1)
     for value in ordered:
-        bins[min(value // width, len(bins) - 1)] += 1
+        bins[min(value // width, len(bins) - 1)] += counts[value]
     step, peak = 640 / len(bins), max(bins)
     bars = "".join(
         f'<rect x="{i * step + 1:.1f}" y="{130 - 120 * n / peak:.1f}" width="{step - 2:.1f}" '
@@ -75,13 +78,40 @@ def histogram(values: Sequence[int]) -> str:
         for i, n in enumerate(bins)
         if n
     )
-    facts = f"least {ordered[0]} · median {statistics.median(ordered):g} · most {ordered[-1]}"
+    facts = f"least {ordered[0]} · median {_percentile(counts, 0.5)} · most {ordered[-1]}"
     return (
         f'<svg viewBox="0 0 640 170" role="img" aria-label="{facts}">{bars}'
         '<line x1="0" y1="130.5" x2="640" y2="130.5"/><text x="0" y="147">0</text>'
         f'<text x="640" y="147" text-anchor="end">{len(bins) * width}</text>'
         f'<text x="320" y="163" text-anchor="middle">{facts} characters</text></svg>'
     )
+
+
+def _percentile(counts: Mapping[int, int], share: float) -> int:
+    """The least value that so large a share of the records does not pass."""
+    left = share * sum(counts.values())
+    for value in sorted(counts):
+        left -= counts[value]
+        if left <= 0:
+            return value
+    return max(counts)
+
+
+def bars(counts: Mapping[str, int]) -> str:
+    """Names with a bar each, the most frequent first; past twenty they are counted together."""
+    if not counts:
+        return "<p>none</p>"
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = sum(n for _, n in ordered[_NAMES:])
+    shown = ordered[:_NAMES] + ([(f"{len(ordered) - _NAMES} more", rest)] if rest else [])
+    peak = max(n for _, n in shown)
+    rows = "".join(
+        f'<tr><td>{escape(name[:60])}</td><td style="width:50%"><svg viewBox="0 0 100 8" height="10" '
+        f'preserveAspectRatio="none"><rect width="{max(1, 100 * n / peak):.0f}" height="8"/></svg>'
+        f'</td><td class="n">{n}</td></tr>'
+        for name, n in shown
+    )
+    return f"<table>{rows}</table>"
 
 
 def _expectations(results: Sequence[Result]) -> str:

@@ -6,25 +6,34 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
-from ftaas_pipelines.data.formats import FORMATS, Layout
-from ftaas_pipelines.data.readers import Row, Rows, shown
+import orjson
+
+from ftaas_pipelines.data import meaning, template_tokens
+from ftaas_pipelines.data.cells import Cells, RowFault, is_blank, json_text, parsed, plain, seen
+from ftaas_pipelines.data.formats import Layout
+from ftaas_pipelines.data.messages import ROLES, Message, calls_text
+from ftaas_pipelines.data.readers import Row
 from ftaas_pipelines.errors import Problem
-from ftaas_pipelines.store import digest_of
 
-ROLES = ("system", "user", "assistant", "tool")
-Message = dict[str, Any]  # {"role", "content"} and, where it has them, tool_calls, tool_call_id, name, images
+__all__ = [
+    "ROLES",
+    "Message",
+    "Record",
+    "RowFault",
+    "canonical",
+    "check_columns",
+    "identity",
+    "reader",
+    "template_token",
+]
 
-
-class RowFault(ValueError):
-    """One row is not a record; carries what, got and do of the problem."""
-
-    def __init__(self, what: str, got: str = "", do: str = "mend or delete the row"):
-        super().__init__(what)
-        self.what, self.got, self.do = what, got, do
+SYNTHETIC = "_synthetic"  # the column that says which model wrote a row
+_UNKNOWN: dict[str, Any] = {"generator": "unknown", "prompt": "", "cost_usd": 0.0}
 
 
 @dataclass(slots=True)
@@ -32,7 +41,7 @@ class Record:
     """One example on its way through `prepare`.
 
     Attributes:
-        messages: all turns, the last one the assistant's answer.
+        messages: all turns, the last one the assistant's answer; a plain text is that message alone.
         declared_split: train, validation, test or challenge where its source says so.
         line: where it stands in its source, from 1.
         group_value: value of `splits.group_by`; None when records group by their prompt.
@@ -58,25 +67,32 @@ class Record:
 
     @property
     def kind(self) -> str:
-        """text_pair for one question and its answer, else conversation."""
-        return "text_pair" if len(self.turns) == 2 else "conversation"
+        """What it can train: preference, labelled, prompt, text, text_pair or conversation."""
+        for name, kind in (("rejected", "preference"), ("label", "labelled"), ("expected", "prompt")):
+            if name in self.extra:
+                return kind
+        return {1: "text", 2: "text_pair"}.get(len(self.turns), "conversation")
 
     @property
     def prompt(self) -> str:
-        """What is asked: one user turn as it is, several turns each after its role."""
+        """What is asked: one user turn as it is, several turns each after its role; of a text, nothing."""
         before = self.turns[:-1]
         if len(before) == 1:
-            return before[0]["content"]
-        return "\n".join(f"{m['role']}: {m['content']}" for m in before)
+            return _said(before[0])
+        return "\n".join(f"{m['role']}: {_said(m)}" for m in before)
 
     @property
     def answer(self) -> str:
-        return self.messages[-1]["content"]
+        """The last message's text; tool calls follow it as JSON."""
+        return _said(self.messages[-1])
 
     @property
     def normal_prompt(self) -> str:
-        """The prompt as duplicates across splits are told by: case and white space do not count."""
-        return " ".join(self.prompt.casefold().split())
+        """The prompt as duplicates across splits are told by: case and white space do not count.
+
+        A plain text has no prompt: it is told by its own words, or all texts would be one.
+        """
+        return " ".join((self.prompt or self.answer).casefold().split())
 
     @property
     def group(self) -> str:
@@ -88,122 +104,161 @@ class Record:
 
     @property
     def content_id(self) -> str:
-        return identity(self.messages)
+        return identity(self.messages, self.extra)
+
+    def payload(self) -> bytes:
+        """The record as canonical JSON: a row that format `messages` reads as the same record."""
+        return canonical(self.messages, self.extra)
 
 
-def identity(messages: list[Message]) -> str:
-    """sha256 (hex) of a record's messages."""
-    return digest_of({"messages": messages})
+def canonical(messages: list[Message], extra: dict[str, Any]) -> bytes:
+    """Messages, and `extra` where there is any, as `store.canonical` would write them; faster.
+
+    Raises:
+        TypeError: a text holds half a surrogate pair, or `extra` what JSON does not hold.
+    """
+    value = {"messages": messages, "extra": extra} if extra else {"messages": messages}
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
 
 
-def from_rows(
-    rows: Rows, layout: Layout, source: str, declared_split: str | None, group_by: str | None
-) -> tuple[list[Record], list[Problem]]:
-    """Every row of a file as a record, and a problem for each row that is none."""
-    records: list[Record] = []
-    problems = list(rows.problems)
-    if rows.rows and group_by is not None and group_by not in rows.columns:
-        problems.append(
-            Problem(
-                f"there is no column '{group_by}'",
-                f"{rows.path}:1",
-                f"columns {', '.join(rows.columns)}",
-                "mend dataset.splits.group_by",
-            )
-        )
-        group_by = None  # said once, not once a row
-    for row in rows.rows:
-        try:
-            messages = _messages(row.value, layout)
-            for message in messages:
-                _check_encodable(message["content"])
-            group = _group_value(row, group_by)
-        except RowFault as fault:
-            problems.append(Problem(fault.what, f"{rows.path}:{row.line}", fault.got, fault.do))
-            continue
-        records.append(Record(identity(messages), messages, source, declared_split, row.line, group))
-    return records, sorted(problems, key=lambda p: int(p.where.rpartition(":")[2]))
+def identity(messages: list[Message], extra: dict[str, Any] | None = None) -> str:
+    """sha256 (hex) of a record's canonical JSON."""
+    return hashlib.sha256(canonical(messages, extra or {})).hexdigest()
 
 
-def _messages(value: Mapping[str, Any], layout: Layout) -> list[Message]:
-    if layout.format == "messages":
-        return _conversation(value.get(layout.name("messages")), layout.name("messages"))
-    question, answer = FORMATS[layout.format].required
-    prompt = _text(value, layout.name(question), "question")
-    if layout.format == "alpaca" and value.get(layout.name("input")):
-        prompt += "\n" + _text(value, layout.name("input"), "input")
+def check_columns(
+    columns: Sequence[str], path: Path | str, group_by: str | None, keep: Sequence[str]
+) -> list[Problem]:
+    """A problem for each column that the project names and the file has not."""
+    wanted = [(group_by, "dataset.splits.group_by")] if group_by is not None else []
+    wanted += [(name, "dataset.keep") for name in keep]
+    got = f"columns {', '.join(columns)}"
     return [
-        {"role": "user", "content": prompt},
-        {"role": "assistant", "content": _text(value, layout.name(answer), "answer")},
+        Problem(f"there is no column '{name}'", f"{path}:1", got, f"mend {option}")
+        for name, option in wanted
+        if name not in columns
     ]
 
 
-def _text(value: Mapping[str, Any], column: str, meaning: str) -> str:
-    text = value.get(column)
-    if text is None or (isinstance(text, str) and not text.strip()):
-        state = "missing" if column not in value else "empty"
-        raise RowFault(f"the row has no {meaning}: '{column}' is {state}", do="write it or delete the row")
-    if not isinstance(text, str):
-        raise RowFault(f"'{column}' is not text", shown(text), "write it in quotes")
-    return text
+def reader(
+    layout: Layout,
+    source: str,
+    declared_split: str | None,
+    synthetic: bool,
+    group_by: str | None,
+    keep: Sequence[str],
+) -> Callable[[Row], Record]:
+    """The function that makes a record of a source's raw row.
 
+    Args:
+        layout: format and columns of the file.
+        source: name of the source; `declared_split` and `synthetic` are what the project says of it.
+        group_by: column whose value is the record's group.
+        keep: columns that go along in `extra["columns"]` as JSON holds them.
 
-def _conversation(value: Any, column: str) -> list[Message]:
-    if isinstance(value, str):  # CSV and some Parquet files carry the list as JSON text
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise RowFault(f"'{column}' is not a list of messages", shown(value)) from None
-    if not isinstance(value, list) or not value:
-        raise RowFault(
-            f"'{column}' is not a list of messages", shown(value), 'write [{"role", "content"}, …]'
+    The function raises:
+        RowFault: the row is no record.
+    """
+    read = meaning.of(layout)
+
+    def record(row: Row) -> Record:
+        cells = row.value
+        messages, extra = read(cells)
+        if keep:
+            extra["columns"] = {name: plain(cells.get(name), name) for name in keep}
+        return Record(
+            _checked(messages, extra),
+            messages,
+            source,
+            declared_split,
+            row.line,
+            None if group_by is None else _group_value(cells, group_by),
+            extra,
+            _synthetic(cells, synthetic) if synthetic or SYNTHETIC in cells else None,
         )
-    messages = [_message(item, i) for i, item in enumerate(cast(list[Any], value), 1)]
-    roles = [m["role"] for m in messages]
-    if "system" in roles[1:]:
-        raise RowFault("a system message does not come first", f"roles {', '.join(roles)}", "put it first")
-    if roles[-1] != "assistant":
-        raise RowFault(
-            "the row has no answer: the last message is not the assistant's",
-            f"role '{roles[-1]}'",
-            "add the answer or delete the row",
-        )
-    if "user" not in roles:
-        raise RowFault("no message is the user's", f"roles {', '.join(roles)}")
-    return messages
+
+    return record
 
 
-def _message(item: Any, number: int) -> Message:
-    if not isinstance(item, dict):
-        raise RowFault(f"message {number} is not an object", shown(item), 'write {"role", "content"}')
-    message = cast(dict[str, Any], item)
-    role, content = message.get("role"), message.get("content")
-    if role not in ROLES:
-        raise RowFault(
-            f"role {shown(role)} is not one of {', '.join(ROLES)}", f"message {number}", "rename it"
-        )
-    if not isinstance(content, str):
-        raise RowFault(f"the content of message {number} is not text", shown(content), "write it in quotes")
-    if not content.strip():
-        meaning = "answer" if role == "assistant" else "text"
-        raise RowFault(
-            f"the row has no {meaning}: message {number} is empty", do="write it or delete the row"
-        )
-    return {"role": role, "content": content}
+def template_token(messages: list[Message], extra: dict[str, Any]) -> tuple[str, str] | None:
+    """The first token of a chat template in a record and where it stands; None for nearly every record."""
+    if template_tokens.find(canonical(messages, extra)) is None:
+        return None
+    places = [(f"message {n}", m) for n, m in enumerate(messages, 1)]
+    places += [(f"'{name}'", value) for name, value in sorted(extra.items())]
+    for where, value in places:
+        if token := template_tokens.find(orjson.dumps(value)):
+            return token, where
+    return None
 
 
-def _check_encodable(text: str) -> None:
+def _checked(messages: list[Message], extra: dict[str, Any]) -> str:
+    """The identity of a record that may be one."""
     try:
+        data = canonical(messages, extra)
+    except TypeError:
+        raise _unwritable(messages, extra) from None
+    if template_tokens.find(data) and (found := template_token(messages, extra)):
+        token, where = found
+        raise RowFault(
+            "the text holds a template token", f"{token} in {where}", "delete the row or take the token out"
+        )
+    return hashlib.sha256(data).hexdigest()
+
+
+def _unwritable(messages: list[Message], extra: dict[str, Any]) -> RowFault:
+    """Why a record cannot be written: half a character, or too deep or too large for JSON."""
+    try:
+        text = json.dumps([messages, extra], ensure_ascii=False)
         text.encode()
     except UnicodeEncodeError as error:
-        half = f"U+{ord(text[error.start]):04X}"
-        raise RowFault("the text holds half a surrogate pair", half, "write the whole character") from None
+        return _half(error)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return RowFault("the row cannot be written as JSON", "a number over 64 bits, or 250 levels of nesting")
 
 
-def _group_value(row: Row, group_by: str | None) -> str | None:
-    if group_by is None:
-        return None
-    value = row.value.get(group_by)
-    if value is None or value == "":
+def _half(error: UnicodeEncodeError) -> RowFault:
+    half = f"U+{ord(error.object[error.start]):04X}"
+    return RowFault("the text holds half a surrogate pair", half, "write the whole character")
+
+
+def _said(message: Message) -> str:
+    """All that a message says as one text: its words, its tool calls, and which images it shows."""
+    if len(message) == 2:
+        return message["content"]
+    parts = [message["content"]] if message["content"] else []
+    if message.get("tool_calls"):
+        parts.append(calls_text(message))
+    parts += [f"[image {image['sha256'] or image['ref']}]" for image in message.get("images", ())]
+    return "\n".join(parts)
+
+
+def _group_value(cells: Cells, group_by: str) -> str:
+    value = plain(cells.get(group_by), group_by)
+    if is_blank(value):
         raise RowFault(f"the row has no '{group_by}' to group by", do="write it or leave out splits.group_by")
-    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
+    if not isinstance(value, str):
+        return json_text(value, f"'{group_by}'")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise _half(error) from None
+    return value
+
+
+def _synthetic(cells: Cells, declared: bool) -> dict[str, Any] | None:
+    """Who wrote a row that no person wrote: generator, prompt and cost in US dollars.
+
+    A row that names its generator is synthetic, also in a source that is not declared so.
+    """
+    given = plain(parsed(cells.get(SYNTHETIC)), SYNTHETIC)
+    if is_blank(given):
+        return dict(_UNKNOWN) if declared else None
+    known = cast(dict[str, Any], given) if isinstance(given, dict) else {}
+    said = {name: known[name] for name in _UNKNOWN if known.get(name) is not None}
+    types = {"generator": str, "prompt": str, "cost_usd": (int, float)}
+    if not said or not all(isinstance(value, types[name]) for name, value in said.items()):
+        do = 'write {"generator", "prompt", "cost_usd"}'
+        raise RowFault(f"'{SYNTHETIC}' does not say who wrote the row", seen(given), do)
+    return {**_UNKNOWN, **said}

@@ -1,75 +1,50 @@
-"""Which split a record is in: by hash of its group, so that growth moves nothing that was there.
+"""The rules of splits that need no data: their names, a key's share, what anchors hold for, what is too few.
 
-Records of one group never part. A declared split holds for the whole group; the others are shared
-out by sha256 of (seed, group), which no other record can change.
+How records are placed is in `placement`, how they are read and written in `splitting`.
 """
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 from ftaas_pipelines.errors import Problem
 from ftaas_pipelines.projects.project import Splits
 
 SPLITS = ("train", "validation", "test")
 LEAST_TRAIN = 8
-_DECLARED = ("test", "validation", "train")  # the first that a group's records name holds
+_PLACES_RECORDS = ("seed", "validation", "test", "group_by", "stratify_by")
 
 
-@dataclass(frozen=True)
-class Member:
-    """What sharing out needs to know of a record."""
-
-    record_id: str
-    group: str
-    normal_prompt: str
-    declared_split: str | None
+def share(seed: int, key: str) -> float:
+    """A number in [0, 1) that is the key's own for ever."""
+    return int.from_bytes(hashlib.sha256(f"{seed}\0{key}".encode()).digest()[:8]) / 2**64
 
 
-def share(seed: int, group: str) -> float:
-    """A number in [0, 1) that is the group's own for ever."""
-    return int.from_bytes(hashlib.sha256(f"{seed}\0{group}".encode()).digest()[:8]) / 2**64
+def same_freeze(before: Mapping[str, Any], options: Splits) -> bool:
+    """Whether earlier options froze the test split that these options name."""
+    return options.freeze is not None and before.get("freeze") == options.freeze
 
 
-def assign(members: Iterable[Member], options: Splits) -> dict[str, str]:
-    """The split of each group. Challenge records take no part.
+def grow_from(before: Mapping[str, Any], options: Splits, declared: Mapping[str, str | None]) -> bool:
+    """Whether splits under these options keep to the places of earlier splits.
 
-    A share is ignored where a source is already that split.
+    They do while nothing that places records was changed by hand: neither an option nor what a source
+    is declared to be. A frozen test split is kept for as long as it has its name.
+
+    Args:
+        before: content of the earlier splits.
+        declared: the split that each source of the project is declared to be.
     """
-    declared: dict[str, set[str | None]] = defaultdict(set)
-    for member in members:
-        if member.declared_split != "challenge":
-            declared[member.group].add(member.declared_split)
-    named = {split for splits in declared.values() for split in splits}
-    validation = 0.0 if "validation" in named else options.validation
-    test = 0.0 if "test" in named else options.test
-
-    def split_of(group: str) -> str:
-        held = next((split for split in _DECLARED if split in declared[group]), None)
-        if held:
-            return held
-        at = share(options.seed, group)
-        return "validation" if at < validation else "test" if at < validation + test else "train"
-
-    return {group: split_of(group) for group in sorted(declared)}
+    if same_freeze(before["options"], options):
+        return True
+    now = options.model_dump(mode="json")
+    was: dict[str, str | None] = before.get("declared", {})
+    return all(before["options"].get(name) == now[name] for name in _PLACES_RECORDS) and all(
+        declared[source] == split for source, split in was.items() if source in declared
+    )
 
 
-def leakage(members: Iterable[Member], split_of: Mapping[str, str]) -> dict[str, int]:
-    """Groups and normalised prompts that stand in more than one split."""
-    groups: dict[str, set[str]] = defaultdict(set)
-    prompts: dict[str, set[str]] = defaultdict(set)
-    for member in members:
-        if member.declared_split != "challenge":
-            groups[member.group].add(split_of[member.group])
-            prompts[member.normal_prompt].add(split_of[member.group])
-    return {
-        "shared_groups": sum(len(splits) > 1 for splits in groups.values()),
-        "shared_prompts": sum(len(splits) > 1 for splits in prompts.values()),
-    }
-
-
-def shortage(counts: Counter[str], options: Splits, where: str) -> list[Problem]:
+def shortage(counts: Mapping[str, int], options: Splits, where: str) -> list[Problem]:
     """A problem for each split that has fewer records than training and evaluation need."""
     least = {"train": LEAST_TRAIN, "validation": 1 if options.validation > 0 else 0, "test": 1}
     got = ", ".join(f"{counts[split]} {split}" for split in SPLITS)

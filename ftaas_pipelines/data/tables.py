@@ -1,24 +1,18 @@
-"""Parquet whose bytes depend on the rows alone, and the columns of every table that `prepare` writes.
+"""The tables of a dataset version: columns, buckets, and Parquet whose bytes depend on the rows alone.
 
-Single-threaded, fixed row groups, no embedded Arrow schema or pandas index: equal rows, equal digest.
-Imported by stage programs and at reading time only: it needs pyarrow.
+A version's rows lie in buckets of the `record_id`'s first characters, so that one new row rewrites one
+bucket and the store keeps the others once. Single-threaded, fixed row groups, no embedded Arrow schema
+or pandas index: equal rows, equal digest. Imported by stage programs and at reading time: it needs pyarrow.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ftaas_pipelines.data.dataset import Dropped, Origin
-from ftaas_pipelines.data.findings import Finding
-from ftaas_pipelines.data.records import Record
-
-PART_ROWS = 20_000  # records in one file of `records/`
-_GROUP_ROWS = 10_000
+GROUP_ROWS = 10_000
 _TEXT: Any = pa.string()
 _WHOLE: Any = pa.int64()
 
@@ -32,10 +26,13 @@ RECORDS: Any = pa.schema(
             "prompt",
             "answer",
             "messages",
+            "extra",
             "source",
             "declared_split",
             "challenge",
             "group",
+            "synthetic",
+            "language",
         )
     ]
 )
@@ -45,76 +42,79 @@ FINDINGS: Any = pa.schema(
 )
 DROPPED: Any = pa.schema([(n, _TEXT) for n in ("record_id", "source", "reason")])
 PROVENANCE: Any = pa.schema([(n, _TEXT) for n in ("record_id", "source", "sha256")] + [("row", _WHOLE)])
+QUARANTINE: Any = pa.schema([("source", _TEXT), ("sha256", _TEXT), ("row", _WHOLE), ("what", _TEXT)])
+NEAR: Any = pa.schema([("a", _TEXT), ("b", _TEXT), ("jaccard", pa.float64())])
 ANCHORS: Any = pa.schema([("group", _TEXT), ("split", _TEXT)])
 
-
-@dataclass(frozen=True)
-class Row:
-    """One row of the record table; the fields are its columns."""
-
-    record_id: str
-    content_id: str
-    kind: str
-    prompt: str
-    answer: str
-    messages: str
-    source: str
-    declared_split: str | None
-    challenge: str | None
-    group: str
+# Up to so many records, buckets are named by so many characters of the record_id.
+_DIGITS = ((4_096, 0), (262_144, 1))
 
 
-def row(record: Record) -> Row:
-    """The row of a record."""
-    return Row(
-        record_id=record.record_id,
-        content_id=record.content_id,
-        kind=record.kind,
-        prompt=record.prompt,
-        answer=record.answer,
-        messages=json.dumps(record.messages, ensure_ascii=False),
-        source=record.source,
-        declared_split=record.declared_split,
-        challenge=record.source if record.declared_split == "challenge" else None,
-        group=record.group,
-    )
+def prefixes(records: int) -> list[str]:
+    """The buckets of a version of so many records, in order: their record_id's first characters."""
+    digits = next((d for most, d in _DIGITS if records <= most), 2)
+    return [f"{i:0{digits}x}" for i in range(16**digits)] if digits else [""]
 
 
-def write(path: Path, rows: Sequence[Row | Finding | Dropped | Origin], schema: Any) -> None:
-    """Write dataclass rows, in the order given."""
-    write_table(path, pa.Table.from_pylist([asdict(r) for r in rows], schema=schema))
+def bucket(folder: Path, prefix: str) -> Path:
+    """The file of one bucket."""
+    return folder / f"{prefix or 'all'}.parquet"
 
 
-def write_table(path: Path, table: Any) -> None:
+def buckets(folder: Path) -> list[Path]:
+    """The files of a bucketed table, in order of record_id."""
+    return sorted(folder.glob("*.parquet"))
+
+
+def write(path: Path, table: Any) -> None:
     """Write one Arrow table, in the order given."""
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(
         table.replace_schema_metadata(None),
         path,
-        row_group_size=_GROUP_ROWS,
+        row_group_size=GROUP_ROWS,
         compression="zstd",
         store_schema=False,
     )
 
 
-def write_records(folder: Path, rows: Sequence[Row]) -> None:
-    """`records/part-00.parquet` and on, sorted by `record_id`."""
-    for i in range(0, max(1, len(rows)), PART_ROWS):
-        write(folder / "records" / f"part-{i // PART_ROWS:02d}.parquet", rows[i : i + PART_ROWS], RECORDS)
+def write_rows(path: Path, rows: Sequence[Any], schema: Any) -> None:
+    """Write rows (dicts), in the order given."""
+    write(path, pa.Table.from_pylist(list(rows), schema=schema))
 
 
-def read_records(folder: Path) -> Any:
-    """The record table of a dataset version, as one Arrow table sorted by `record_id`."""
-    parts = sorted((folder / "records").glob("part-*.parquet"), key=lambda p: int(p.stem.partition("-")[2]))
-    return pa.concat_tables([pq.read_table(part, schema=RECORDS) for part in parts])
+def writer(path: Path, schema: Any) -> Any:
+    """A Parquet writer with the settings of `write`, for a table that is written piece by piece."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return pq.ParquetWriter(path, schema, compression="zstd", store_schema=False)
 
 
-def write_anchors(path: Path, split_of: Mapping[str, str]) -> None:
-    """Each group and its split, sorted by group."""
-    rows = [{"group": group, "split": split} for group, split in sorted(split_of.items())]
-    write_table(path, pa.Table.from_pylist(rows, schema=ANCHORS))
+def write_pieces(path: Path, pieces: Iterable[Any], schema: Any) -> int:
+    """Write tables one after the other, in row groups that do not depend on how they were cut.
+
+    Returns:
+        How many rows were written.
+    """
+    rest: Any = schema.empty_table()
+    rows = 0
+    with writer(path, schema) as out:
+        for piece in pieces:
+            rest = pa.concat_tables([rest, piece.replace_schema_metadata(None)])
+            whole = len(rest) - len(rest) % GROUP_ROWS
+            for at in range(0, whole, GROUP_ROWS):
+                out.write_table(rest.slice(at, GROUP_ROWS).combine_chunks(), row_group_size=GROUP_ROWS)
+            rows, rest = rows + whole, rest.slice(whole)
+        if len(rest) or not rows:
+            out.write_table(rest.combine_chunks(), row_group_size=GROUP_ROWS)
+    return rows + len(rest)
 
 
-def pick(table: Any, rows: Sequence[int]) -> Any:
-    """The table's rows of these numbers, in this order; none of them is fine too."""
-    return table.take(pa.array(rows, type=_WHOLE))
+def pieces(folder: Path, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """A bucketed table, bucket by bucket, in order of record_id."""
+    for path in buckets(folder):
+        yield pq.read_table(path, columns=list(columns) if columns else None)
+
+
+def read(folder: Path, columns: Sequence[str] | None = None) -> Any:
+    """A bucketed table as one Arrow table, in order of record_id."""
+    return pa.concat_tables(list(pieces(folder, columns)))

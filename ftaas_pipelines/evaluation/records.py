@@ -1,7 +1,6 @@
 """What is asked in an evaluation: the records of a split and of its challenge sets."""
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
+from ftaas_pipelines.data.messages import of_row
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.inference.templates import Message
 from ftaas_pipelines.metrics.baselines import Example
@@ -76,7 +76,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _record(row: dict[str, Any]) -> Record:
-    messages: list[Message] = json.loads(row["messages"])
+    messages: list[Message] = of_row(row)
     reference = str(row["answer"])
     kind = "text" if json_object(reference) is None else "structured"
     return Record(row["record_id"], tuple(messages[:-1]), row["prompt"], reference, kind)

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
-from ftaas_pipelines.projects import yaml_lines
+from ftaas_pipelines.projects import data_files, yaml_lines
 from ftaas_pipelines.projects.policy import PlatformPolicy, conflicts
 from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.projects.project import Project
 
 FILE = "project.yaml"
-NO_DATA = "the data file is not there"
+NO_DATA = data_files.NO_DATA
 
 
 @dataclass(frozen=True)
@@ -50,21 +50,32 @@ def read(path: Path, policy: PlatformPolicy) -> Loaded:
     project, lines = yaml_lines.parse(path, Project)
     loaded = Loaded(project, path.parent.resolve())
     problems = conflicts(policy, project, path, lines)
-    for i, source in enumerate(project.dataset.sources):
-        file = loaded.path(source.path)
-        if not file.is_file():
-            line = yaml_lines.line_of(lines, ("dataset", "sources", i, "path"))
-            problems.append(
-                Problem(
-                    NO_DATA,
-                    f"{path}:{line}",
-                    source.path,
-                    "put it there or mend the path",
-                )
-            )
+    problems += _misplaced(loaded, path, lines)
     if problems:
         raise InputInvalid(problems)
     return loaded
+
+
+def _misplaced(loaded: Loaded, path: Path, lines: yaml_lines.Lines) -> list[Problem]:
+    """What is wrong with the files that the YAML names, each at its line. Remote places are not asked."""
+    dataset = loaded.project.dataset
+    named: dict[tuple[str | int, ...], str] = {
+        ("dataset", "sources", i, "path"): source.path or ""
+        for i, source in enumerate(dataset.sources)
+        if source.in_place
+    }
+    for i, benchmark in enumerate(dataset.duplicates.benchmarks):
+        named["dataset", "duplicates", "benchmarks", i] = benchmark
+    problems: list[Problem] = []
+    for place, name in named.items():
+        try:
+            data_files.find(loaded.folder, name)
+        except InputInvalid as error:
+            where = f"{path}:{yaml_lines.line_of(lines, place)}"
+            for p in error.problems:
+                got = name if p.what == NO_DATA else f"{name}: {p.where}{p.got and ' -> '}{p.got}"
+                problems.append(Problem(p.what, where, got, p.do))
+    return problems
 
 
 def read_all(root: Path, policy_path: Path) -> dict[Path, Loaded | list[Problem]]:

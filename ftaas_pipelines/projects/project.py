@@ -7,8 +7,10 @@ import re
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.projects.yaml_lines import SECRET_SHOWN
 
 Task = Literal["qa", "chat", "functions", "agents", "classification", "correction", "extraction"]
 Tier = Literal["low", "medium", "high"]
@@ -65,12 +67,41 @@ class People(Section):
         return lists[role]
 
 
+_SECRET = r"^(env:[A-Z][A-Z0-9_]*|file:/.+)$"
+_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]+@")
+_KEY = re.compile(
+    r"[?&]([^=&#]*(secret|passw|signature|api[_-]?key)[^=&#]*|[^=&#]*token|sig)=[^&#]", re.IGNORECASE
+)
+
+
+def _holds_no_secret(url: str) -> str:
+    if _PASSWORD.search(url) or _KEY.search(url):
+        do = "name env:VARIABLE or file:/path in headers or storage"
+        raise PydanticCustomError(SECRET_SHOWN, f"a secret may not stand in a URL; {do}")
+    return url
+
+
+def _names_a_place(secret: str) -> str:
+    if not re.match(_SECRET, secret):
+        raise PydanticCustomError(SECRET_SHOWN, "must name env:VARIABLE or file:/path, never the value")
+    return secret
+
+
+def _encoding_known(encoding: str) -> str:
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ValueError(f"no such encoding: {encoding}") from None
+    return encoding
+
+
+Encoding = Annotated[str, AfterValidator(_encoding_known)]
+OpenUrl = Annotated[str, AfterValidator(_holds_no_secret)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Secret = Annotated[
     str,
-    Field(
-        pattern=r"^(env:[A-Z][A-Z0-9_]*|file:/.+)$", description="env:VARIABLE or file:/path; never the value"
-    ),
+    AfterValidator(_names_a_place),
+    Field(json_schema_extra={"pattern": _SECRET}, description="env:VARIABLE or file:/path; never the value"),
 ]
 
 
@@ -88,7 +119,7 @@ class Pages(Section):
 class Http(Section):
     """One file, or a paged REST API, over HTTP."""
 
-    url: str = Field(pattern=r"^https?://")
+    url: OpenUrl = Field(pattern=r"^https?://")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="of the file's bytes")
     pages: Pages | None = None
     headers: dict[str, Secret] = Field(default={}, description="header: where its value is kept")
@@ -124,7 +155,7 @@ class Source(Section):
     """Where rows come from, and what goes with every one of them."""
 
     name: Name
-    path: str | None = Field(
+    path: OpenUrl | None = Field(
         default=None,
         description="a file, glob or folder, relative to the project folder, or an fsspec URL (s3://, hdfs://)",
     )
@@ -140,7 +171,7 @@ class Source(Section):
     )
     format: Format | None = Field(default=None, description="of this source, where it differs")
     columns: dict[str, str] = Field(default={}, description="of this source: our name: the file's name")
-    encoding: str | None = Field(default=None, description="of this source, where it differs")
+    encoding: Encoding | None = Field(default=None, description="of this source, where it differs")
     synthetic: bool = Field(default=False, description="made by a model; its rows are marked")
     licence: str = ""
     owner: str = ""
@@ -157,7 +188,14 @@ class Source(Section):
             raise ValueError(f"a source has one of path, http, sql, huggingface; got {got}")
         if self.storage and "://" not in (self.path or ""):
             raise ValueError("storage is for a URL in path, such as s3://bucket/rows.jsonl")
+        if (self.path or "").startswith(("http://", "https://")):
+            raise ValueError("a web address goes under http: {url: …}")
         return self
+
+    @property
+    def in_place(self) -> bool:
+        """Whether its rows are read where they lie; what is not is landed as files first."""
+        return self.path is not None and "://" not in self.path
 
     @property
     def place(self) -> str:
@@ -228,8 +266,9 @@ Treatment = Literal["keep", "redact", "hash", "replace", "drop"]
 class Privacy(Section):
     """What happens to personal data and secrets. A profile names treatments; `entities` goes before it."""
 
-    profile: Literal["none", "default", "gdpr", "hipaa_safe_harbor"] = Field(
-        default="none", description="none finds and keeps; secrets are redacted in every other"
+    profile: Literal["off", "none", "default", "gdpr", "hipaa_safe_harbor"] = Field(
+        default="none",
+        description="off: nothing is looked for; none: found and kept; every other also redacts secrets",
     )
     entities: dict[Entity, Treatment] = Field(default={}, description="entity: treatment")
     names_model: str | None = Field(
@@ -273,7 +312,7 @@ class Dataset(Section):
     format: Format | None = Field(default=None, description="detected when left out")
     columns: dict[str, str] = Field(default={}, description="our name: the file's name")
     keep: list[str] = Field(default=[], description="columns that go along as they are (sensor series, ids)")
-    encoding: str = "utf-8"
+    encoding: Encoding = "utf-8"
     bad_rows: Literal["refuse", "quarantine"] = Field(
         default="refuse", description="a row that cannot be read: refuse the dataset, or set the row aside"
     )
@@ -296,15 +335,6 @@ class Dataset(Section):
                 "a challenge may not be named 'test': its score stands beside that of the test split"
             )
         return sources
-
-    @field_validator("encoding")
-    @classmethod
-    def _encoding_known(cls, encoding: str) -> str:
-        try:
-            "".encode(encoding)
-        except LookupError:
-            raise ValueError(f"no such encoding: {encoding}") from None
-        return encoding
 
 
 class Reviews(Section):

@@ -15,6 +15,7 @@ from ftaas_pipelines.errors import InputInvalid, Problem
 Model = TypeVar("Model", bound=BaseModel)
 Place = tuple[int | str, ...]
 Lines = Mapping[Place, int]
+SECRET_SHOWN = "secret_shown"  # the type of an error whose value is not repeated
 
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML has it: eight times faster
 
@@ -147,7 +148,7 @@ def _problem(path: Path, lines: Lines, place: Place, error: Any, model: type[Bas
     if error["type"] == "missing":
         return Problem(f"'{key}' is missing", where, do="add it")
     got = error.get("input")
-    scalar = isinstance(got, str | int | float | bool | datetime.date)
+    scalar = error["type"] != SECRET_SHOWN and isinstance(got, str | int | float | bool | datetime.date)
     shown = (repr(got) if isinstance(got, str) else str(got)) if scalar else ""
     message = error["msg"].removeprefix("Value error, ")
     do = (

@@ -3,26 +3,23 @@
 python -m ftaas_pipelines.stages.prepare --spec SPEC.json
 """
 
-import json
 import platform
 import sys
 import time
-from collections import Counter
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from ftaas_pipelines.data import dataset, findings, splits
-from ftaas_pipelines.data.dataset import Prepared
+from ftaas_pipelines.data.engine import Runner
 from ftaas_pipelines.data.inputs import DatasetInputs, SplitsInputs
-from ftaas_pipelines.errors import InputInvalid, Problem, SpecUnusable
+from ftaas_pipelines.errors import SpecUnusable
 from ftaas_pipelines.stages import program
 from ftaas_pipelines.stages.program import Report
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Draft, Store, short
 
-_PREVIEW = 8
+if TYPE_CHECKING:
+    from ftaas_pipelines.data.dataset import Facts
 
 
 def make(spec: Spec, store: Store, report: Report) -> Artifact:
@@ -46,112 +43,89 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
 
 
 def _dataset(spec: Spec, inputs: DatasetInputs, store: Store, report: Report) -> Artifact:
+    from ftaas_pipelines.data import dataset
+
     started = time.monotonic()
     if missing := sorted({s.name for s in inputs.sources} - set(spec.run.files)):
         raise SpecUnusable("a source has no file", "run.files", missing[0], "let `ftaas run` write the spec")
-    report.progress(0.0, f"reading {len(inputs.sources)} sources")
-    prepared = dataset.prepare(inputs, spec.run.files)
-    report.progress(
-        0.3, f"{len(prepared.records)} records kept, {len(prepared.dropped)} dropped; looking for findings"
-    )
-    found = findings.find(prepared.records)
-    report.progress(0.5, "checking quality")
+    files = dataset.Files(spec.run.files, spec.run.benchmarks, spec.run.models)
+    runner = Runner(spec.run.data_runner, spec.run.data_workers, spec.run.ray_address)
+    work = store.work(spec.input_digest)
     with store.create("dataset", spec.input_digest) as draft:
-        _write_dataset(draft, prepared, found, inputs)
+        facts = dataset.prepare(inputs, files, work, draft.path, runner, report.progress)
+        report.progress(0.85, f"{facts.records} records kept; checking quality")
+        _judge(draft, facts, inputs)
         draft.attestation = {
-            **_attestation(spec, started, "great-expectations", "pyarrow"),
+            **_attestation(spec, started, "great-expectations", "pyarrow", "daft"),
             "sources": {s.name: s.sha256 for s in inputs.sources},
+            "runner": {"kind": runner.kind, "workers": runner.workers},
         }
+    store.clear_work(spec.input_digest)
     content = draft.made.content
-    report.metrics(0, {"records": float(content["records"]), "dropped": float(len(prepared.dropped))})
+    dropped = sum(content["dropped"].values())
+    report.metrics(0, {"records": float(content["records"]), "dropped": float(dropped)})
     report.progress(1.0, f"dataset {short(draft.made.digest)}: {content['records']} records")
     return draft.made
 
 
-def _write_dataset(
-    draft: Draft, prepared: Prepared, found: list[findings.Finding], inputs: DatasetInputs
-) -> None:
-    from ftaas_pipelines.data import quality, quality_page, tables
+def _judge(draft: Draft, facts: "Facts", inputs: DatasetInputs) -> None:
+    """Quality, the facts that are part of the identity, and the report beside it."""
+    from ftaas_pipelines.data import dataset, quality, quality_page, tables
 
-    rows = [tables.row(record) for record in prepared.records]
-    tables.write_records(draft.path, rows)
+    shares: dict[str, float] = {"records": facts.records, "dropped_share": facts.dropped_share}
     results = quality.run(
-        tables.read_records(draft.path), prepared.dropped_share, inputs.quality, inputs.cleaning
+        tables.pieces(draft.path / "records"), shares, inputs.quality, inputs.cleaning, facts.kinds
     )
-    tables.write(draft.path / "findings.parquet", found, tables.FINDINGS)
-    tables.write(draft.path / "dropped.parquet", prepared.dropped, tables.DROPPED)
-    tables.write(draft.path / "beside" / "provenance.parquet", prepared.origins, tables.PROVENANCE)
-    by_source = dict(sorted(Counter(r.source for r in prepared.records).items()))
+    by_source = {name: counts["kept"] for name, counts in facts.rows.items() if counts["kept"]}
+    failed = quality.failed(results)
     # No digest of a file here: the same records in another row order are the same dataset version.
     draft.content = {
-        "records": len(rows),
+        "records": facts.records,
         "by_source": by_source,
-        "dropped": prepared.dropped_counts,
-        "cleaned": prepared.cleaned,
-        "verdicts": prepared.verdicts,
-        "findings": findings.counts(found),
-        "format": prepared.format,
-        "quality": {"passed": not quality.failed(results), "failed": quality.failed(results)},
+        "rows": facts.rows,
+        "dropped": facts.dropped,
+        "cleaned": facts.cleaned,
+        "verdicts": facts.verdicts,
+        "findings": facts.findings,
+        "kinds": facts.kinds,
+        "languages": facts.languages,
+        "synthetic": facts.synthetic,
+        "near_duplicates": facts.near,
+        "contaminated": facts.contaminated,
+        "format": facts.format,
+        "quality": {"passed": not failed, "failed": failed},
     }
-    _write_json(draft.path / "beside" / "quality.json", [r.as_dict() for r in results])
-    preview = [{"prompt": r.prompt, "answer": r.answer, "source": r.source} for r in rows[:_PREVIEW]]
-    _write_json(draft.path / "beside" / "preview.json", preview)
+    beside = draft.path / "beside"
+    dataset.write_json(beside / "quality.json", [r.as_dict() for r in results])
+    dataset.write_json(beside / "preview.json", facts.preview)
     page = quality_page.render(
         results,
+        {f"Characters of the {name}": counts for name, counts in facts.lengths.items()},
         {
-            "Characters of the prompt": [len(r.prompt) for r in rows],
-            "Characters of the answer": [len(r.answer) for r in rows],
+            "Records by source": {**by_source, "all": facts.records},
+            "Dropped": facts.dropped,
+            "Changed by cleaning": facts.cleaned,
+            "Findings": facts.findings,
+            "Duplicates": {
+                "exact": facts.dropped.get("duplicate", 0),
+                "near, dropped": facts.dropped.get("near_duplicate", 0),
+                "near, kept together (pairs)": facts.near,
+            },
+            "Reviewers' verdicts": facts.verdicts,
         },
-        {
-            "Records by source": {**by_source, "all": len(rows)},
-            "Dropped": draft.content["dropped"],
-            "Changed by cleaning": prepared.cleaned,
-            "Findings": draft.content["findings"],
-            "Reviewers' verdicts": prepared.verdicts,
-        },
+        {"Kinds": facts.kinds, "Languages": facts.languages, "Labels": facts.labels},
     )
-    (draft.path / "beside" / "quality.html").write_text(page, encoding="utf-8")
+    (beside / "quality.html").write_text(page, encoding="utf-8")
 
 
 def _splits(spec: Spec, inputs: SplitsInputs, store: Store, report: Report) -> Artifact:
-    from ftaas_pipelines.data import tables
+    from ftaas_pipelines.data import splitting
 
     started = time.monotonic()
-    source = store.get(inputs.dataset)
-    if source.kind != "dataset":
-        raise SpecUnusable("is not a dataset", "inputs.dataset", source.kind, "name the digest of a dataset")
-    table = tables.read_records(source.path)
-    columns: dict[str, list[Any]] = table.to_pydict()
-    members = [
-        splits.Member(record_id, group, " ".join(prompt.casefold().split()), declared)
-        for record_id, group, prompt, declared in zip(
-            columns["record_id"], columns["group"], columns["prompt"], columns["declared_split"], strict=True
-        )
-    ]
-    split_of = splits.assign(members, inputs.options)
-    placed = [
-        split_of[m.group] if challenge is None else f"challenge_{challenge}"
-        for m, challenge in zip(members, columns["challenge"], strict=True)
-    ]
-    counts = Counter(placed)
-    problems: list[Problem] = splits.shortage(
-        counts, inputs.options, f"splits of dataset {short(source.digest)}"
-    )
-    if problems:
-        raise InputInvalid(problems)
-    names = [*splits.SPLITS, *sorted(set(counts) - set(splits.SPLITS))]
+    anchors = store.get(inputs.anchors) if inputs.anchors else None
     with store.create("splits", spec.input_digest) as draft:
-        for name in names:
-            rows = [i for i, split in enumerate(placed) if split == name]
-            tables.write_table(draft.path / f"{name}.parquet", tables.pick(table, rows))
-        tables.write_anchors(draft.path / "anchors.parquet", split_of)
-        draft.content = {
-            "dataset": source.digest,
-            "counts": {name: counts[name] for name in names},
-            "leakage": splits.leakage(members, split_of),
-            "options": inputs.options.model_dump(mode="json"),
-        }
-        draft.attestation = _attestation(spec, started, "pyarrow")
+        draft.content = splitting.write(store.get(inputs.dataset), anchors, inputs.options, draft.path)
+        draft.attestation = _attestation(spec, started, "numpy", "pyarrow")
     said = ", ".join(f"{n} {name}" for name, n in draft.made.content["counts"].items())
     report.progress(1.0, f"splits {short(draft.made.digest)}: {said}")
     return draft.made
@@ -167,11 +141,6 @@ def _attestation(spec: Spec, started: float, *libraries: str) -> dict[str, Any]:
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in libraries}},
         "spec": spec.model_dump(mode="json", exclude={"run"}),
     }
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

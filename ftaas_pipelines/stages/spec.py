@@ -16,7 +16,7 @@ Stage = Literal["prepare", "train", "evaluate", "build"]
 class Run(BaseModel):
     """Where this run finds and puts things; nothing here changes what is made.
 
-    `files` maps a source name to the file it is read from; `base_path` is the folder of the base
+    `files` maps a source name to the files it is read from; `base_path` is the folder of the base
     model; `grant` is what `governance.gates.require()` gave the asset (None when ungoverned).
     """
 
@@ -26,7 +26,12 @@ class Run(BaseModel):
     store: Path
     ledger: str
     actor: str
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
+    benchmarks: dict[str, Path] = {}
+    models: dict[str, Path] = {}
+    data_runner: Literal["native", "ray"] = "native"
+    data_workers: int = 1
+    ray_address: str = ""
     base_path: Path | None = None
     grant: dict[str, Any] | None = None
     experiment: bool = False

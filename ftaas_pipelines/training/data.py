@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.data.messages import of_row
+from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.inference import templates
 from ftaas_pipelines.training.plan import VALIDATION_ROWS
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _NAMED = 5  # record ids that an error shows
+_COLUMNS = ["record_id", "prompt", "answer", "messages", "extra"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def _examples(
 ) -> tuple[list[templates.Example], int]:
     import pyarrow.parquet as pq
 
-    rows: list[dict[str, Any]] = pq.read_table(file, columns=["record_id", "messages"]).to_pylist()
+    rows: list[dict[str, Any]] = pq.read_table(file, columns=_COLUMNS).to_pylist()
     rows = sorted(rows, key=lambda row: row["record_id"])[:limit]
-    examples = [templates.example(tokenizer, json.loads(row["messages"]), family, max_tokens) for row in rows]
+    _check_kinds(rows, file.name)
+    examples = [templates.example(tokenizer, of_row(row), family, max_tokens) for row in rows]
     empty = [row["record_id"] for row, e in zip(rows, examples, strict=True) if e.supervised == 0]
     if empty:
         shown = ", ".join(empty[:_NAMED]) + (
@@ -71,6 +74,31 @@ def _examples(
     # A whole example is shorter than the limit, or ends with the end token just on it.
     cut = sum(len(e.labels) == max_tokens and e.labels[-1] != tokenizer.eos_token_id for e in examples)
     return examples, cut
+
+
+def _check_kinds(rows: list[dict[str, Any]], where: str) -> None:
+    """Refuse what would be trained on otherwise than it is meant: better no adapter than a wrong one."""
+    meant: dict[str, list[str]] = {}
+    for row in rows:
+        extra = json.loads(row.get("extra") or "{}")
+        if "label" in extra:
+            meant.setdefault("labels (good or bad answers)", []).append(row["record_id"])
+        if "tools" in extra or '"tool_calls"' in (row["messages"] or ""):
+            meant.setdefault("tools, which the chat template does not render", []).append(row["record_id"])
+        if '"images"' in (row["messages"] or ""):
+            meant.setdefault("images, which the base model does not see", []).append(row["record_id"])
+    if meant:
+        raise InputInvalid(
+            [
+                Problem(
+                    f"method sft cannot learn from {len(ids)} records with {what}",
+                    where,
+                    f"record {', '.join(ids[:_NAMED])}",
+                    "leave them out, or give them as messages of text alone",
+                )
+                for what, ids in meant.items()
+            ]
+        )
 
 
 def _dataset(examples: list[templates.Example]) -> "Dataset":

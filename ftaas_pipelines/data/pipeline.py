@@ -1,0 +1,427 @@
+"""Pass 1 of `prepare`: one work shard of raw rows to clean, private records and their keys.
+
+A shard's folder in the work folder, written whole or not at all:
+
+    rows.arrow      the records that passed, sorted by record_id, in batches of the record_id's first byte
+    keys.npz        what the reduce needs of each: identities as 128 bits, line (`Keys`)
+    bands.npy       near-duplicate signatures, where they are asked for
+    dropped.arrow   records that cleaning or privacy dropped
+    findings.arrow  what detectors saw
+    meta.json       counts and faults; written last
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from ftaas_pipelines.data import records, shards, tables
+from ftaas_pipelines.data.cleaning import Cleaner
+from ftaas_pipelines.data.findings import Finding
+from ftaas_pipelines.data.formats import Layout
+from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
+from ftaas_pipelines.data.messages import Message
+from ftaas_pipelines.data.pieces import Piece, Row, understood
+from ftaas_pipelines.data.plain_pairs import Lane, Pairs
+from ftaas_pipelines.data.privacy import Screen
+from ftaas_pipelines.data.records import Record, RowFault
+from ftaas_pipelines.errors import Problem
+from ftaas_pipelines.projects.project import Duplicates
+
+BATCH = 2_000
+KEPT_FAULTS = 1_000  # of one shard that are spelled out; all are counted
+CONSTANT = ("source", "declared_split", "challenge")  # of a shard: not written with every row of it
+WORK: Any = pa.schema([f for f in tables.RECORDS if f.name not in CONSTANT]).append(
+    pa.field("line", pa.int64())
+)
+_DROPPED: Any = pa.schema([("record_id", pa.string()), ("line", pa.int64()), ("reason", pa.string())])
+_FINDINGS: Any = tables.FINDINGS.append(pa.field("line", pa.int64()))
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard's work, as JSON carries it.
+
+    Attributes:
+        inputs: file of the `DatasetInputs`.
+        shard: fields of a `shards.Shard`.
+        out: folder to make.
+        layout: format and columns of the source.
+        models: folders of tokenizer and detector models, by use.
+        boilerplate: file of line hashes (hex, JSON list); empty for none.
+        fine: whether rows are cut into batches by their record_id's first byte.
+        near: whether near-duplicate signatures are wanted.
+    """
+
+    inputs: str
+    shard: dict[str, Any]
+    out: str
+    layout: dict[str, Any]
+    models: dict[str, str]
+    boilerplate: str
+    fine: bool
+    near: bool
+
+
+def shard(task: dict[str, Any]) -> dict[str, Any]:
+    """Make one shard's folder; returns its `meta.json`. One that is there already is left as it is."""
+    job = Task(**task)
+    out = Path(job.out)
+    if (out / "meta.json").is_file():
+        return json.loads((out / "meta.json").read_bytes())
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    meta = _Shard(job).write(draft)
+    (draft / "meta.json").write_bytes(orjson.dumps(meta))
+    draft.rename(out)
+    return meta
+
+
+def lines(task: dict[str, Any]) -> dict[str, int]:
+    """How often lines stand in the records of one shard: line hash (hex) to records, and `records`.
+
+    A line in over 1% of all records is in over 1% of some shard's: without `boilerplate` in the task those
+    are named; with it (the candidates of all shards) they are counted.
+    """
+    from ftaas_pipelines.data import boilerplate
+
+    job, found, seen = Task(**task), Counter[bytes](), 0
+    work = _Shard(job)
+    before = Cleaner(boilerplate.before(work.inputs.cleaning))
+    for batch in work.batches():
+        before.clean(batch)
+        found.update(boilerplate.lines(batch))
+        seen += len(batch)
+    if job.boilerplate:
+        named = [bytes.fromhex(key) for key in json.loads(Path(job.boilerplate).read_bytes())]
+        counts = {key.hex(): found[key] for key in named}
+    else:
+        counts = {key.hex(): n for key, n in found.items() if n > 0.01 * seen}
+    return {"records": seen, **counts}
+
+
+class _Shard:
+    def __init__(self, job: Task):
+        self.job = job
+        self.inputs = DatasetInputs.model_validate_json(Path(job.inputs).read_bytes())
+        fields: dict[str, Any] = {**job.shard, "columns": tuple(job.shard["columns"])}
+        self.raw = shards.Shard(**fields)
+        self.source: SourceInput = next(s for s in self.inputs.sources if s.name == self.raw.source)
+        self.layout = Layout(job.layout["format"], job.layout["columns"])
+        self.faults: list[Problem] = []
+        self.counts: Counter[str] = Counter()
+
+    def batches(self, found: Iterator[Row | Problem] | None = None) -> Iterator[list[Record]]:
+        """The shard's records (or those of these rows), some thousand at a time; what is none is a fault."""
+        s = self.source
+        read = records.reader(
+            self.layout, s.name, s.split, s.synthetic, self.inputs.group_by, self.inputs.keep
+        )
+        for chunk in _batched(found if found is not None else shards.rows(self.raw), BATCH):
+            batch: list[Record] = []
+            for row in chunk:
+                self.counts["in"] += 1
+                if isinstance(row, Problem):
+                    self._fault(row)
+                    continue
+                try:
+                    batch.append(read(row))
+                except RowFault as fault:
+                    where = f"{self.raw.shown}:{row.line}"
+                    self._fault(Problem(fault.what, where, fault.got, fault.do))
+            yield batch
+
+    def _fault(self, problem: Problem) -> None:
+        self.counts["bad_row"] += 1
+        if len(self.faults) < KEPT_FAULTS:
+            self.faults.append(problem)
+
+    def write(self, draft: Path) -> dict[str, Any]:
+        """Fill the draft folder; returns the shard's counts."""
+        inputs, models = self.inputs, {use: Path(path) for use, path in self.job.models.items()}
+        common = frozenset[bytes]()
+        if self.job.boilerplate:
+            common = frozenset(bytes.fromhex(h) for h in json.loads(Path(self.job.boilerplate).read_bytes()))
+        cleaner = Cleaner(inputs.cleaning, models.get("tokenizer"), common)
+        screen = Screen(inputs.privacy, models)
+        made = Made(self.job.near, inputs.duplicates)
+        if Lane.is_open(self.raw, self.layout, self.source, inputs):
+            held: list[Piece] = []
+            for pairs, rest in Lane(self.raw, self.layout, inputs, screen).blocks():
+                if pairs is not None:
+                    self.counts["in"] += len(pairs.line)
+                    made.add_pairs(pairs)
+                held.extend(rest)
+                if len(held) >= BATCH:
+                    self._long_way(held, cleaner, screen, made)
+                    held = []
+            self._long_way(held, cleaner, screen, made)
+        else:
+            self._long_way(None, cleaner, screen, made)
+        made.write(draft, self.job.fine)
+        _write_ipc(draft / "dropped.arrow", [pa.Table.from_pylist(made.dropped, schema=_DROPPED)], _DROPPED)
+        _write_ipc(
+            draft / "findings.arrow", [pa.Table.from_pylist(made.findings, schema=_FINDINGS)], _FINDINGS
+        )
+        self.counts.update(Counter(d["reason"] for d in made.dropped))
+        return {
+            "source": self.source.name,
+            "split": self.source.split,
+            "sha256": self.raw.sha256,
+            "rows": made.rows,
+            "counts": dict(self.counts),
+            "cleaned": dict(cleaner.changed),
+            "faults": [p.as_dict() for p in self.faults],
+            "checked": list(screen.checked),
+            "not_checked": list(screen.not_checked),
+        }
+
+    def _long_way(self, held: list[Piece] | None, cleaner: Cleaner, screen: Screen, made: "Made") -> None:
+        """Rows to records, cleaned and private; all of the shard's, or these lines of it."""
+        found = None
+        if held is not None:
+            found = understood(iter(held), self.raw.container, (), self.raw.shown, self.raw.end)
+        system = {"role": "system", "content": self.inputs.system}
+        for batch in self.batches(found):
+            passed = _pass(batch, cleaner.clean(batch), made.dropped)
+            if any(cleaner.changed.values()):  # what was taken out may have stood between two halves
+                formed = [
+                    "template_token" if records.template_token(r.messages, r.extra) else None for r in passed
+                ]
+                passed = _pass(passed, formed, made.dropped)
+            for record in passed:
+                if self.inputs.system and record.turns is record.messages:  # a row's own one wins
+                    record.messages = [system, *record.messages]
+            seen, reasons = screen.screen(passed)
+            kept = _pass(passed, reasons, made.dropped)
+            made.findings.extend(_with_line(seen, passed))
+            made.add_records(kept)
+
+
+class Made:
+    """What a shard's rows became, piece by piece: columns, keys and near-duplicate signatures."""
+
+    def __init__(self, near: bool, duplicates: Duplicates):
+        self._near, self._on, self._threshold = near, duplicates.on, duplicates.threshold
+        self._tables: list[Any] = []
+        self._keys: list[Keys] = []
+        self._bands: list[Any] = []
+        self.dropped: list[dict[str, Any]] = []
+        self.findings: list[dict[str, Any]] = []
+
+    @property
+    def rows(self) -> int:
+        return sum(len(table) for table in self._tables)
+
+    def add_records(self, kept: list[Record]) -> None:
+        """Records that went the long way."""
+        rows = [row(record) for record in kept]
+        columns = [pa.array([r[f.name] for r in rows], f.type) for f in WORK if f.name != "line"]
+        self._tables.append(pa.table([*columns, pa.array([r.line for r in kept], pa.int64())], schema=WORK))
+        self._keys.append(Keys.of(kept, rows, self._on))
+        if self._near:
+            self._sign([near_text(r, self._on) for r in kept])
+
+    def add_pairs(self, pairs: Pairs) -> None:
+        """Plain pairs, which are columns already."""
+        n = len(pairs.line)
+        identity, nothing = _hex(pairs.record_id), pa.nulls(n, pa.string())
+        columns = {
+            "record_id": identity,
+            "content_id": identity,
+            "kind": pa.repeat("text_pair", n),
+            "prompt": pairs.prompt,
+            "answer": pairs.answer,
+            "group": _hex(pairs.group),
+            "line": pa.array(pairs.line, pa.int64()),
+        }
+        self._tables.append(pa.table([columns.get(f.name, nothing) for f in WORK], schema=WORK))
+        texts = None
+        if self._on == "record":
+            texts = [
+                f"{normal.decode()} {' '.join(answer.casefold().split())}".strip()
+                for normal, answer in zip(pairs.normal, pairs.answer.to_pylist(), strict=True)
+            ]
+        ids, group = (_first_bits(packed) for packed in (pairs.record_id, pairs.group))
+        item = group if texts is None else _bits(prompt_key(text) for text in texts)
+        first = np.frombuffer(pairs.record_id, np.uint8)[::32]
+        self._keys.append(Keys(first, ids, group, group, item, np.asarray(pairs.line, np.int64)))
+        if self._near:
+            self._sign([text.decode() for text in pairs.normal] if texts is None else texts)
+
+    def _sign(self, texts: list[str]) -> None:
+        from ftaas_pipelines.data.minhash import signatures
+
+        self._bands.append(signatures(texts, self._threshold))
+
+    def write(self, draft: Path, fine: bool) -> None:
+        """Write rows, keys and bands, sorted into the record_id's first bytes."""
+        table = pa.concat_tables([WORK.empty_table(), *self._tables]).combine_chunks()
+        self._tables = [table]
+        keys = Keys.join(self._keys)
+        order = np.argsort(keys.first, kind="stable")
+        keys = keys.take(order)
+        keys.save(draft / "keys.npz")
+        cuts = np.searchsorted(keys.first, np.arange(257)).tolist() if fine else [0, len(table)]
+        pieces = (table.take(pa.array(order[a:b])) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        _write_ipc(draft / "rows.arrow", pieces, WORK)
+        if self._near:
+            bands = np.concatenate(self._bands) if self._bands else _none()
+            np.save(draft / "bands.npy", np.asfortranarray(bands[order]))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Columns of numbers, one row a record.
+
+    Attributes:
+        first: first byte of the record_id, uint8.
+        content, prompt, group, item: (n, 2) uint64: the first 128 bits of content_id, of the normalised
+            prompt's sha256, of the group's, and of what near-duplicates are told by.
+        line: int64.
+    """
+
+    first: Any
+    content: Any
+    prompt: Any
+    group: Any
+    item: Any
+    line: Any
+
+    @classmethod
+    def of(cls, batch: list[Record], rows: list[dict[str, Any]], on: str) -> "Keys":
+        prompts = [
+            row["group"] if record.group_value is None else prompt_key(record.normal_prompt)
+            for record, row in zip(batch, rows, strict=True)
+        ]
+        return cls(
+            np.frombuffer(b"".join(bytes.fromhex(row["record_id"][:2]) for row in rows), np.uint8),
+            _bits(row["content_id"] for row in rows),
+            _bits(prompts),
+            _bits(row["group"] for row in rows),
+            _bits(prompts if on == "prompt" else (prompt_key(near_text(r, on)) for r in batch)),
+            np.fromiter((r.line for r in batch), np.int64, len(batch)),
+        )
+
+    @classmethod
+    def join(cls, parts: list["Keys"]) -> "Keys":
+        parts = parts or [cls.of([], [], "prompt")]
+        return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.__dataclass_fields__))
+
+    def take(self, order: Any) -> "Keys":
+        return Keys(*(getattr(self, name)[order] for name in self.__dataclass_fields__))
+
+    def save(self, path: Path) -> None:
+        np.savez(path, **{name: getattr(self, name) for name in self.__dataclass_fields__})
+
+    @classmethod
+    def load(cls, path: Path) -> "Keys":
+        with np.load(path) as found:
+            return cls(*(found[name] for name in cls.__dataclass_fields__))
+
+
+def is_plain(messages: list[Message]) -> bool:
+    """Whether prompt and answer say all of it: then the `messages` column is null."""
+    return (
+        len(messages) == 2 and messages[0]["role"] == "user" and len(messages[0]) == len(messages[1]) == 2
+    ) or (len(messages) == 1 and len(messages[0]) == 2)
+
+
+def near_text(record: Record, on: str) -> str:
+    """What near-duplicates are told by: the prompt, or all that is said."""
+    if on == "prompt" or not record.prompt:
+        return record.normal_prompt
+    return " ".join(f"{record.normal_prompt} {record.answer}".casefold().split())
+
+
+def _bits(digests: Iterable[str]) -> Any:
+    packed = b"".join(bytes.fromhex(digest[:32]) for digest in digests)
+    return np.frombuffer(packed, ">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def _first_bits(packed: bytes) -> Any:
+    """The first 128 bits of sha256s that stand one after the other."""
+    return np.frombuffer(packed, ">u8").astype(np.uint64).reshape(-1, 4)[:, :2]
+
+
+def _hex(packed: bytes) -> Any:
+    """sha256s that stand one after the other as an Arrow array of hex."""
+    ends = np.arange(0, 2 * len(packed) + 1, 64, dtype=np.int32)
+    text = packed.hex().encode()
+    return pa.StringArray.from_buffers(len(ends) - 1, pa.py_buffer(ends), pa.py_buffer(text))
+
+
+def _none() -> Any:
+    from ftaas_pipelines.data.minhash import signatures
+
+    return signatures([])
+
+
+def prompt_key(normal_prompt: str) -> str:
+    """sha256 (hex) of a normalised prompt: the group of a record that has no group value."""
+    return hashlib.sha256(f"prompt\0{normal_prompt}".encode()).hexdigest()
+
+
+def _pass(batch: list[Record], reasons: list[str | None], dropped: list[dict[str, Any]]) -> list[Record]:
+    if not any(reasons):
+        return batch
+    pairs = list(zip(batch, reasons, strict=True))
+    dropped.extend({"record_id": r.record_id, "line": r.line, "reason": why} for r, why in pairs if why)
+    return [record for record, why in pairs if not why]
+
+
+def _with_line(found: list[Finding], batch: list[Record]) -> Iterator[dict[str, Any]]:
+    """A record that stands in two lines has its findings twice: each line is kept or dropped by itself."""
+    if found:
+        lines: dict[str, list[int]] = {}
+        for record in batch:
+            lines.setdefault(record.record_id, []).append(record.line)
+        seen: set[Finding] = set()
+        for finding in found:
+            if finding not in seen:
+                seen.add(finding)
+                fields = {name: getattr(finding, name) for name in finding.__dataclass_fields__}
+                yield from ({**fields, "line": line} for line in lines[finding.record_id])
+
+
+def row(record: Record) -> dict[str, Any]:
+    """A record as a row of the record table."""
+    return {
+        "record_id": record.record_id,
+        "content_id": record.content_id,
+        "kind": record.kind,
+        "prompt": record.prompt,
+        "answer": record.answer,
+        "messages": None if is_plain(record.messages) else orjson.dumps(record.messages).decode(),
+        "extra": orjson.dumps(record.extra, option=orjson.OPT_SORT_KEYS).decode() if record.extra else None,
+        "source": record.source,
+        "declared_split": record.declared_split,
+        "challenge": record.source if record.declared_split == "challenge" else None,
+        "group": record.group,
+        "synthetic": orjson.dumps(record.synthetic).decode() if record.synthetic else None,
+        "language": record.language,
+    }
+
+
+def _write_ipc(path: Path, pieces: Iterable[Any], schema: Any) -> None:
+    with pa.ipc.new_file(path, schema) as out:
+        for piece in pieces:
+            # One batch a piece, also an empty one: batch numbers are bucket numbers.
+            whole = piece.combine_chunks().to_batches()
+            out.write_batch(whole[0] if whole else pa.RecordBatch.from_pylist([], schema=schema))
+
+
+def _batched(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(islice(rows, size)):
+        yield batch
