@@ -12,7 +12,7 @@ help:
 	@echo "make dev          the whole platform: Dagster UI :3000, MLflow :5000, endpoints"
 	@echo "make test         lint, types, import contracts, tests"
 	@echo "make slow         the tests that take minutes"
-	@echo "make benchmarks   the figures of docs/benchmarks.md"
+	@echo "make benchmarks   the figures of docs/benchmarks.md and docs/performance.md"
 
 setup: $(READY)
 
@@ -45,6 +45,9 @@ slow: setup
 benchmarks: setup
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.privacy
+	$(BIN)/python -m benchmarks.near_duplicates
+	$(BIN)/python -m benchmarks.data
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,16 +1,20 @@
 """The contract of project.yaml and platform.yaml: every error, at once, where it stands."""
 
+import gzip
 import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ftaas_pipelines.data.formats import FORMATS
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects import catalog, importing, scaffold
 from ftaas_pipelines.projects import policy as policies
 from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.foreign_data import Data
 from ftaas_pipelines.projects.project import Project
 
 Factory = Callable[..., Path]
@@ -213,6 +217,11 @@ def test_a_new_project_is_valid_whatever_is_guessed(home: Path) -> None:
         scaffold.Guess("text_target", {"target": "yes: no"}, 300, 7),
         scaffold.Guess("text_target", {}, 300, 290),
         scaffold.Guess("messages", {}, 9, 0),
+        *(
+            scaffold.Guess(name, {}, 9, 9)
+            for name in FORMATS
+            if name not in ("alpaca", "text_target", "messages")
+        ),
     ]
     tasks: list[str] = []
     for i, guess in enumerate(guesses):
@@ -224,8 +233,27 @@ def test_a_new_project_is_valid_whatever_is_guessed(home: Path) -> None:
         project = catalog.load_one(root, Path(os.environ["FTAAS_POLICY"]), f"p{i}").project
         assert dict(guess.columns) == project.dataset.columns
         tasks.append(project.task)
-    assert tasks == ["qa", "classification", "correction", "chat"]
-    assert sorted(p.name for p in root.iterdir()) == ["p0", "p1", "p2", "p3"]
+        assert all(name in text for name in FORMATS), "every format is there to choose"
+    assert tasks[:4] == ["qa", "classification", "correction", "chat"]
+    assert sorted(p.name for p in root.iterdir()) == sorted(f"p{i}" for i in range(len(guesses)))
+
+
+def test_a_new_project_looks_at_the_first_rows_alone(ftaas: Any, home: Path, tmp_path: Path) -> None:
+    """What comes later need not even be JSON; rows with other keys and odd numbers are shown as well."""
+    rows = [json.dumps({"prompt": f"q{i}", "completion": f"a{i}", "label": i % 2 == 0}) for i in range(200)]
+    rows[1] = '{"completion": "a1", "score": NaN, "prompt": "q1", "label": false}'
+    file = tmp_path / "judged.jsonl.gz"
+    file.write_bytes(gzip.compress("\n".join([*rows, "{broken"]).encode()))
+    done = ftaas("project", "new", "judged", "--from", str(file), "--json")
+    assert done.code == 0, done.stdout
+    assert done.json["guessed"] == {"format": "kto", "columns": {}, "task": "qa", "records": 200}
+    assert done.json["rows"][1] == {"prompt": "q1", "completion": "a1", "label": False, "score": None}
+    assert ftaas("project", "validate", "judged").code == 0
+    talk = [{"from": "human", "value": "Hot?"}, {"from": "gpt", "value": "No."}]
+    (tmp_path / "talk.json").write_text(json.dumps([{"conversations": talk}] * 3), "utf-8")
+    done = ftaas("project", "new", "talk", "--from", str(tmp_path / "talk.json"), "--json")
+    assert (done.json["guessed"]["format"], done.json["guessed"]["task"]) == ("sharegpt", "chat")
+    assert ftaas("project", "new", "shown", "--from", str(tmp_path / "talk.json")).code == 0
 
 
 LLAMA_FACTORY = """\
@@ -258,6 +286,14 @@ datasets:
     type: chat_template
     field_messages: turns
     roles: {user: [user]}
+    split: train[:9]
+  - path: json
+    data_files: old.jsonl
+    ds_type: json
+    type: chat_template
+    field_messages: turns
+    message_property_mappings: {role: from, content: value, weight: w}
+  - {path: hall.txt, type: completion, field: body}
 val_set_size: 0.05
 adapter: qlora
 lora_r: 16
@@ -289,10 +325,11 @@ def test_llama_factory_file(home: Path, tmp_path: Path) -> None:
         "max_steps",
         "faq.columns.system",
     }
-    assert found.sources == [(str(tmp_path / "data" / "faq.json"), None)]
+    path = str(tmp_path / "data" / "faq.json")
+    assert found.sources == [Data({"path": path}, None, "alpaca", {"instruction": "q", "output": "a"})]
     policy = policies.load(Path(os.environ["FTAAS_POLICY"]))
     name = importing.project_name(file)
-    text = importing.render(found, name, scaffold.people(policy, "low", "x"), ["data/faq.json"])
+    text = importing.render(found, name, scaffold.people(policy, "low", "x"), {path: "data/faq.json"})
     missing = scaffold.write(Path(os.environ["FTAAS_PROJECTS"]), policy, name, text, {}, data_may_follow=True)
     assert name == "qwen3_lora" and [p.what for p in missing] == [catalog.NO_DATA]
     data = {"faq.json": b"[]"}
@@ -308,9 +345,103 @@ def test_llama_factory_file(home: Path, tmp_path: Path) -> None:
         ["q_proj", "v_proj"],
     )
     assert recipe.training.learning_rate == 1e-4 and recipe.training.precision == "bf16"
-    assert project.dataset.columns == {"instruction": "q", "output": "a"}
+    assert project.dataset.sources[0].columns == {"instruction": "q", "output": "a"}
     for key in left:
         assert key in text
+
+
+@pytest.mark.parametrize(
+    ("stage", "entry", "expected", "left"),
+    [
+        ("sft", {"formatting": "sharegpt"}, ("sharegpt", {}), set[str]()),
+        (
+            "sft",
+            {
+                "formatting": "sharegpt",
+                "columns": {"messages": "talk", "system": "system", "tools": "functions", "audios": "sound"},
+                "tags": {"user_tag": "human", "assistant_tag": "bot", "function_tag": "function_call"},
+            },
+            ("sharegpt", {"conversations": "talk", "tools": "functions"}),
+            {"d.tags.assistant_tag", "d.columns.audios"},
+        ),
+        (
+            "sft",
+            {
+                "formatting": "sharegpt",
+                "tags": {"role_tag": "role", "content_tag": "content", "user_tag": "user"},
+            },
+            ("messages", {"messages": "conversations"}),
+            set[str](),
+        ),
+        (
+            "sft",
+            {
+                "ranking": True,
+                "columns": {"prompt": "instruction", "chosen": "good", "rejected": "rejected"},
+            },
+            ("preference", {"prompt": "instruction", "chosen": "good"}),
+            set[str](),
+        ),
+        (
+            "sft",
+            {
+                "ranking": True,
+                "formatting": "sharegpt",
+                "columns": {"messages": "conversations", "chosen": "chosen", "rejected": "rejected"},
+            },
+            ("preference", {"prompt": "conversations"}),
+            set[str](),
+        ),
+        (
+            "sft",
+            {"formatting": "sharegpt", "columns": {"messages": "messages", "kto_tag": "label"}},
+            ("kto", {"completion": "messages"}),
+            set[str](),
+        ),
+        (
+            "pt",
+            {"columns": {"prompt": "body"}, "num_samples": 5},
+            ("text", {"text": "body"}),
+            {"d.num_samples"},
+        ),
+    ],
+    ids=["sharegpt", "its columns", "roles", "preference", "preference as turns", "kto", "pre-training"],
+)
+def test_a_llama_factory_data_set_keeps_its_meaning(
+    tmp_path: Path, stage: str, entry: dict[str, Any], expected: tuple[str, dict[str, str]], left: set[str]
+) -> None:
+    registry = {
+        "d": {"file_name": "d.json", **entry},
+        "hub": {"hf_hub_url": "team/set", "subset": "en", **entry},
+    }
+    (tmp_path / "dataset_info.json").write_text(json.dumps(registry), "utf-8")
+    file = tmp_path / "a.yaml"
+    file.write_text(f"model_name_or_path: x\nstage: {stage}\ndataset: d, hub\ndataset_dir: .\n", "utf-8")
+    found = importing.convert(file)
+    places = [{"path": str(tmp_path / "d.json")}, {"huggingface": {"id": "team/set", "config": "en"}}]
+    assert found.sources == [Data(place, None, *expected) for place in places]
+    assert {x["key"] for x in found.left_out if x["key"].startswith("d.")} == left
+    for name, column in expected[1].items():
+        assert name in FORMATS[expected[0]].columns, f"{column} would be mapped to nothing"
+
+
+def test_an_imported_project_of_several_data_sets_is_valid(home: Path, tmp_path: Path) -> None:
+    policy = policies.load(Path(os.environ["FTAAS_POLICY"]))
+    root = Path(os.environ["FTAAS_PROJECTS"])
+    (tmp_path / "old.jsonl").write_text("{}", "utf-8")
+    (tmp_path / "a.yml").write_text(AXOLOTL, "utf-8")
+    found = importing.convert(tmp_path / "a.yml")
+    paths = {str(tmp_path / "old.jsonl"): "data/old.jsonl", "hall.txt": "data/hall.txt"}
+    text = importing.render(found, "several", scaffold.people(policy, "low", "x"), paths)
+    data = {"old.jsonl": b"{}", "hall.txt": b"Hall 1."}
+    assert not scaffold.write(root, policy, "several", text, data)
+    project = catalog.load_one(root, Path(os.environ["FTAAS_POLICY"]), "several").project
+    assert [(s.name, s.format) for s in project.dataset.sources] == [
+        ("rows_1", "messages"),
+        ("rows_2", "sharegpt"),
+        ("rows_3", "text"),
+    ]
+    assert project.dataset.sources[0].huggingface and project.task == "chat"
 
 
 def test_axolotl_file_and_what_is_not_supported(home: Path, tmp_path: Path) -> None:
@@ -318,7 +449,16 @@ def test_axolotl_file_and_what_is_not_supported(home: Path, tmp_path: Path) -> N
     file.write_text(AXOLOTL, "utf-8")
     found = importing.convert(file)
     assert found.fields["recipe.adapter.target_modules"] == "all-linear"
-    assert (found.format, found.columns) == ("messages", {"messages": "turns"})
+    assert found.sources == [
+        Data(
+            {"huggingface": {"id": "team/chats", "split": "train[:9]"}},
+            None,
+            "messages",
+            {"messages": "turns"},
+        ),
+        Data({"path": "old.jsonl"}, None, "sharegpt", {"conversations": "turns"}),
+        Data({"path": "hall.txt"}, None, "text", {"text": "body"}),
+    ]
     left = {x["key"] for x in found.left_out}
     assert left == {
         "load_in_4bit",
@@ -327,6 +467,8 @@ def test_axolotl_file_and_what_is_not_supported(home: Path, tmp_path: Path) -> N
         "evals_per_epoch",
         "special_tokens",
         "datasets.0.roles",
+        "datasets.1.weight",
+        "datasets.1.ds_type",
     }
     file.write_text("base_model: x\nrl: dpo\n", "utf-8")
     with pytest.raises(InputInvalid, match=f"{file}:2: 'rl' is not supported"):

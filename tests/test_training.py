@@ -1,6 +1,5 @@
 """How an adapter is made: what it learns from, that it can be made again, that it survives being killed."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from preparing import make_dataset, write
 
+from ftaas_pipelines.data import pipeline, tables
+from ftaas_pipelines.data.records import Message, Record, identity
 from ftaas_pipelines.errors import InputInvalid, Refused, SpecUnusable
 from ftaas_pipelines.inference import bases, templates
 from ftaas_pipelines.projects.project import FullFineTuning, LoRA, Training
 from ftaas_pipelines.stages import train as stage
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store
-from ftaas_pipelines.training import checkpoints
+from ftaas_pipelines.training import checkpoints, data
 from ftaas_pipelines.training.inputs import TrainInputs
 from ftaas_pipelines.training.plan import resolve_training
 
@@ -46,26 +48,31 @@ def base(id: str = CAUSAL) -> Path:
     return bases.resolve(id, "main", ROOT)
 
 
-def chat(*texts: str) -> list[dict[str, str]]:
+def chat(*texts: str) -> list[Message]:
     return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
 
 
+def record(messages: list[Message], **extra: Any) -> dict[str, Any]:
+    """A row of the record table, as `prepare` writes it."""
+    made = Record(identity(messages, extra), messages, "rows", None, 1, extra=extra)
+    return pipeline.row(made)
+
+
+def faults(first: int, count: int) -> list[dict[str, Any]]:
+    return [
+        record(chat(f"What does fault E{i % 7} of unit {i} mean?", f"Pump {i % 7} is hot."))
+        for i in range(first, first + count)
+    ]
+
+
+def write_splits(folder: Path, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> None:
+    tables.write_rows(folder / "train.parquet", train, tables.RECORDS)
+    tables.write_rows(folder / "validation.parquet", validation, tables.RECORDS)
+
+
 def make_splits(store: Store) -> Artifact:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    def table(first: int, count: int) -> Any:
-        rows: list[dict[str, str]] = []
-        for i in range(first, first + count):
-            messages = json.dumps(
-                chat(f"What does fault E{i % 7} of unit {i} mean?", f"Pump {i % 7} is hot.")
-            )
-            rows.append({"record_id": hashlib.sha256(messages.encode()).hexdigest(), "messages": messages})
-        return pa.Table.from_pylist(rows)
-
     with store.create("splits", f"rows {ROWS}") as draft:
-        pq.write_table(table(0, ROWS), draft.path / "train.parquet")
-        pq.write_table(table(1000, 12), draft.path / "validation.parquet")
+        write_splits(draft.path, faults(0, ROWS), faults(1000, 12))
         draft.content["counts"] = {"train": ROWS, "validation": 12}
     return draft.made
 
@@ -176,6 +183,79 @@ def test_records_without_room_for_their_answer_are_named(tmp_path: Path) -> None
         stage.make(make_spec(tmp_path, base(), max_seq_tokens=8), Store(tmp_path), Heard())
     assert error.value.exit_code == 2
     assert not Store(tmp_path).all("adapter")
+
+
+def test_a_plain_text_is_learnt_from_its_first_token_to_its_end() -> None:
+    tokenizer, text = bases.load_tokenizer(base()), "Pump 7 runs hot. So does pump 8."
+    plain = templates.example(tokenizer, chat("", text)[1:], "causal", 512)
+    assert tokenizer.decode(plain.input_ids) == f"{text}<|end|>" and plain.labels == plain.input_ids
+    cut = templates.example(tokenizer, chat("", text)[1:], "causal", 4)
+    assert cut.input_ids == cut.labels == plain.input_ids[:4]
+
+
+def test_plain_text_trains_a_causal_base_and_no_t5(tmp_path: Path) -> None:
+    texts = [
+        record([{"role": "assistant", "content": f"Unit {i} stands in hall {i % 3}."}]) for i in range(4)
+    ]
+    assert {row["kind"] for row in texts} == {"text"}
+    write_splits(tmp_path, [*texts, *faults(0, 2)], [])
+    found = data.load(tmp_path, bases.load_tokenizer(base()), "causal", 512)
+    whole = [row for row in found.train if row["labels"] == row["input_ids"]]
+    assert len(found.train) == 6 and len(whole) == 4 and found.truncated == 0
+    with pytest.raises(InputInvalid, match=r"seq2seq base cannot learn plain text.*choose a causal base"):
+        data.load(tmp_path, bases.load_tokenizer(base(T5)), "seq2seq", 512)
+
+
+def test_the_datasets_system_message_stands_before_no_plain_text(tmp_path: Path) -> None:
+    texts = write(tmp_path / "a.jsonl", [{"text": f"Unit {i} stands in hall {i % 3}."} for i in range(30)])
+    pairs = write(tmp_path / "b.jsonl", [(f"Where is unit {i}?", f"In hall {i % 3}.") for i in range(30)])
+    made = make_dataset(Store(tmp_path), {"texts": texts, "pairs": pairs}, system="Be brief.")
+    rows = tables.read(made.file("records"), ["kind", "messages"]).to_pylist()
+    assert {(r["kind"], (r["messages"] or "").count("Be brief.")) for r in rows} == {
+        ("text", 0),
+        ("text_pair", 1),
+    }
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (record(chat("Is it hot?", "No."), label=False), "labels"),
+        (record(chat("Is it hot?", "No."), tools=[{"type": "function"}]), "tools"),
+        (
+            record(
+                [
+                    {"role": "user", "content": "Is it hot?"},
+                    {
+                        "role": "assistant",
+                        "content": "",
+                        "tool_calls": [
+                            {"id": "1", "type": "function", "function": {"name": "heat", "arguments": "{}"}}
+                        ],
+                    },
+                ]
+            ),
+            "tools",
+        ),
+        (
+            record(
+                [
+                    {"role": "user", "content": "Is it hot?", "images": [{"ref": "a.png", "sha256": None}]},
+                    {"role": "assistant", "content": "No."},
+                ]
+            ),
+            "images",
+        ),
+    ],
+    ids=["labels", "tools", "a tool call", "images"],
+)
+def test_sft_refuses_what_it_would_learn_wrongly(tmp_path: Path, row: dict[str, Any], said: str) -> None:
+    write_splits(tmp_path, [*faults(0, 3), row], [])
+    with pytest.raises(InputInvalid) as refused:
+        data.load(tmp_path, bases.load_tokenizer(base()), "causal", 512)
+    [problem] = refused.value.problems
+    assert f"method sft cannot learn from 1 of 4 records: they have {said}" in problem.what
+    assert row["record_id"] in problem.got and problem.where == "train.parquet"
 
 
 def test_accumulation_learns_what_a_large_batch_learns(tmp_path: Path) -> None:

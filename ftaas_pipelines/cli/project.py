@@ -25,7 +25,12 @@ app = typer.Typer()
 def new(
     name: Annotated[str, typer.Argument(help="Small letters, digits and _.")],
     from_: Annotated[
-        Path | None, typer.Option("--from", metavar="FILE", help="Data: CSV, JSONL, JSON or Parquet.")
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE",
+            help="Data: CSV, JSONL, JSON, Parquet, Arrow, or text; also .gz and .zst.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -57,7 +62,9 @@ def new(
         screen.print(f"{folder / catalog.FILE} is written.")
         if from_:
             mapped = "".join(f", {ours} is '{theirs}'" for ours, theirs in guess.columns.items())
-            screen.print(f"Guessed from {guess.records} rows: {guess.format}{mapped}; task {guess.task}.\n")
+            screen.print(
+                f"Guessed from the first {guess.records} rows: {guess.format}{mapped}; task {guess.task}.\n"
+            )
             screen.print(table(list(rows[0]), [list(row.values()) for row in rows]))
         else:
             screen.print(f"Put your rows into {folder / 'data' / file}: two example rows stand there.")
@@ -67,20 +74,30 @@ def new(
 
 
 def _look_at(path: Path) -> tuple[scaffold.Guess, list[dict[str, Any]]]:
-    """What a data file seems to be, and its first three rows.
+    """What a data file seems to be by its first 200 rows, and three of them.
 
     Raises:
         InputInvalid: it cannot be read, or its columns fit no format.
     """
     from ftaas_pipelines.data import formats, readers
 
-    rows = readers.read(path, readers.load(path))
+    rows = readers.look(path)
     readers.raise_all(rows.problems)
-    layout = formats.resolve(rows.columns, path, None, {})
+    layout = formats.resolve(rows.columns, path, None, {}, rows.rows)
     answer = layout.name(formats.FORMATS[layout.format].required[-1])
     labels = len({str(row.value.get(answer)) for row in rows.rows})
     guess = scaffold.Guess(layout.format, layout.columns, len(rows.rows), labels)
-    return guess, [row.value for row in rows.rows[:3]]
+    return guess, [{name: _plain_cell(row.value.get(name)) for name in rows.columns} for row in rows.rows[:3]]
+
+
+def _plain_cell(value: Any) -> Any:
+    """A cell as JSON says it; of what JSON cannot hold, kind and size."""
+    from ftaas_pipelines.data import cells
+
+    try:
+        return cells.plain(value, "")
+    except cells.RowFault:
+        return cells.seen(value)
 
 
 def _plain(name: str) -> str:
@@ -213,8 +230,9 @@ def import_(
     found = importing.convert(file)
     if not found.sources:
         raise InputInvalid("names no data", str(file), do="add its data set, or use `ftaas project new`")
-    data = {_plain(Path(given).name): Path(given) for given, _ in found.sources if Path(given).is_file()}
-    paths = [f"data/{_plain(Path(given).name)}" for given, _ in found.sources]
+    given = [data.file for data in found.sources if data.file]
+    paths = {file: f"data/{_plain(Path(file).name)}" for file in given}
+    data = {_plain(Path(file).name): Path(file) for file in given if Path(file).is_file()}
     text = importing.render(found, name, scaffold.people(policy, "low", chosen.who), paths)
     missing = scaffold.write(chosen.projects, policy, name, text, data, data_may_follow=True)
     document = {

@@ -25,6 +25,7 @@ _PASSES = 10  # of the steps over one text; two are enough for all but texts mad
 # Cc without tab and newline.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ASCII_CONTROL = [chr(code) for code in (*range(9), *range(11, 32), 127)]
+_PARTS = 16  # into which a batch of texts is cut that cannot be settled whole
 
 
 def without_control_characters(text: str) -> str:
@@ -83,7 +84,7 @@ class Cleaner:
                 if after != text:
                     changed.add(name)
                     text = after
-            if text == before or self._settled(text):
+            if text == before or self.is_settled(text):
                 break
         return text, changed
 
@@ -141,15 +142,16 @@ class Cleaner:
             self.changed.update(steps)
 
     def _unsettled(self, texts: list[str], first: int) -> list[int]:
-        """Indexes, from `first`, of the texts that a step besides strip may change; found by halving."""
-        if not texts or self._settled("\n".join(texts)):
+        """Indexes, from `first`, of the texts that a step besides strip may change; found part by part."""
+        if not texts or self.is_settled("\n".join(texts)):
             return []
-        if len(texts) == 1:
-            return [first]
-        half = len(texts) // 2
-        return self._unsettled(texts[:half], first) + self._unsettled(texts[half:], first + half)
+        if len(texts) <= _PARTS:
+            return [first + i for i, text in enumerate(texts) if not self.is_settled(text)]
+        size = -(-len(texts) // _PARTS)
+        starts = range(0, len(texts), size)
+        return [i for start in starts for i in self._unsettled(texts[start : start + size], first + start)]
 
-    def _settled(self, text: str) -> bool:
+    def is_settled(self, text: str) -> bool:
         """Whether no step besides strip can change a text; newlines may join many texts into one."""
         if self.options.boilerplate or self.options.collapse_white_space:
             return False

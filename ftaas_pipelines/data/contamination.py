@@ -1,9 +1,10 @@
 """Rows that also stand in a held-out split or a benchmark: equal, nearly equal, or with its words in them.
 
 Equal and near texts are found as near-duplicates are (`near.py`), with two sides. A benchmark's prompt inside
-a longer record is told by its words that stand in runs of 13 both hold. The 13, and that runs which more than
-10 texts share are boilerplate: T. Brown et al., "Language Models are Few-Shot Learners", 2020, appendix C. That
-four fifths of the prompt must be covered: H. Touvron et al., "Llama 2", 2023, appendix A.6.
+a longer record is told by how many of its words stand in runs of 13 that both hold: four fifths are enough.
+The 13, and that a run which more than 10 texts share is boilerplate, are from T. Brown et al., "Language
+Models are Few-Shot Learners", 2020, appendix C; the four fifths from H. Touvron et al., "Llama 2", 2023,
+appendix A.6.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ where they run. What a shard has done is kept in the work folder: a killed run g
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,14 +34,14 @@ from ftaas_pipelines.data import (
 from ftaas_pipelines.data.engine import Runner
 from ftaas_pipelines.data.formats import Layout
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
-from ftaas_pipelines.data.reduce import reduce, wants_items
+from ftaas_pipelines.data.reduce import Decided, reduce, wants_items
 from ftaas_pipelines.data.shards import Shard
+from ftaas_pipelines.data.sources import files as fingerprints
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
-from ftaas_pipelines.store import digest_of, file_digest
+from ftaas_pipelines.store import digest_of
 
 SHARD_BYTES = 32 * 2**20
 _FINE_FROM = 8 * 2**20  # bytes of raw rows from which shards are cut by the record_id's first byte
-_BUCKETS_A_TASK = 8
 _LINES = "ftaas_pipelines.data.pipeline:lines"
 
 Progress = Callable[[float, str], None]
@@ -62,6 +62,7 @@ class Facts:
 
     Attributes:
         rows: by source: in, kept, and each reason.
+        images: how often kept records show one that is stored, and one that is not checked (a URL).
         near: confirmed near-duplicate pairs among kept records.
     """
 
@@ -73,6 +74,7 @@ class Facts:
     languages: dict[str, int]
     labels: dict[str, int]
     synthetic: int
+    images: dict[str, int]
     near: int
     contaminated: dict[str, int]
     lengths: dict[str, Counter[int]]
@@ -98,6 +100,22 @@ class Facts:
         return 1 - self.records / max(1, sum(counts["in"] for counts in self.rows.values()))
 
 
+@dataclass(frozen=True)
+class Compared:
+    """The shards of a dataset version, cleaned, and what the reduce decided of their rows.
+
+    Attributes:
+        tasks: what each shard was made from; `out` is its folder.
+        metas: what each shard says of itself.
+        formats: the formats read.
+    """
+
+    tasks: list[dict[str, Any]]
+    metas: list[dict[str, Any]]
+    formats: list[str]
+    decided: Decided
+
+
 def prepare(
     inputs: DatasetInputs,
     files: Files,
@@ -117,6 +135,50 @@ def prepare(
         FtaasError: a file is not the one that was fingerprinted.
     """
     runner = runner or Runner()
+    made = compare(inputs, files, work, runner, progress, shard_bytes)
+    quarantined = _faults(inputs, made.metas)
+    prefixes = tables.prefixes(made.decided.kept)
+    one = made.tasks[0]
+    shared: dict[str, Any] = {
+        "inputs": one["inputs"],
+        "shards": [task["out"] for task in made.tasks],
+        "out": str(out.resolve()),
+        "fine": one["fine"],
+        "models": one["models"],
+    }
+    found = _run(
+        "ftaas_pipelines.data.gather:gather",
+        [
+            asdict(gather.Task(prefix=side, parts=[p for p in prefixes if p.startswith(side)], **shared))
+            for side in tables.prefixes(made.decided.kept, most_digits=1)
+        ],
+        runner,
+        progress,
+        0.7,
+        0.85,
+        "groups of buckets written",
+    )
+    rejected = {digest for part in found for digest in part["rejected"]}
+    near = [pair for pair in made.decided.near if not {pair["a"], pair["b"]} & rejected]
+    tables.write_rows(out / "near.parquet", near, tables.NEAR)
+    tables.write_rows(out / "beside" / "quarantine.parquet", quarantined, tables.QUARANTINE)
+    return _facts(inputs, made, found, len(near), quarantined)
+
+
+def compare(
+    inputs: DatasetInputs,
+    files: Files,
+    work: Path,
+    runner: Runner,
+    progress: Progress = lambda _, __: None,
+    shard_bytes: int = SHARD_BYTES,
+) -> Compared:
+    """Read, clean and compare every row: passes 1 and 2. What stays is written by the third.
+
+    Raises:
+        InputInvalid: every problem of every file.
+        FtaasError: a file is not the one that was fingerprinted.
+    """
     (work / "shards").mkdir(parents=True, exist_ok=True)
     named = work / "inputs.json"
     named.write_text(inputs.model_dump_json(), "utf-8")
@@ -131,61 +193,37 @@ def prepare(
             pipeline.Task(
                 inputs=str(named.resolve()),
                 shard=asdict(shard),
-                out=str((work / "shards" / _name(shard)).resolve()),
-                layout=asdict(layouts[shard.path]),
+                out=str((work / "shards" / name).resolve()),
+                layout=asdict(layouts[shard.source, shard.path]),
                 models=models,
                 boilerplate="",
                 fine=fine,
                 near=wants_items(inputs),
             )
         )
-        for shard in plan
+        for name, shard in zip(_names(plan), plan, strict=True)
     ]
     if inputs.cleaning.boilerplate:
         common = _common_lines(tasks, runner, work)
         tasks = [{**task, "boilerplate": common} for task in tasks]
     metas = _run("ftaas_pipelines.data.pipeline:shard", tasks, runner, progress, 0.05, 0.55, "shards cleaned")
-    quarantined = _faults(inputs, metas)
+    for source in inputs.sources:
+        _check_unchanged(source, files.sources[source.name])
+    _faults(inputs, metas)  # what cannot be read is said before anything is compared
     progress(0.55, "comparing records")
-    folders = [Path(task["out"]) for task in tasks]
-    decided = reduce(inputs, folders, files.benchmarks, work)
-    prefixes = tables.prefixes(decided.kept)
-    groups = [prefixes[i : i + _BUCKETS_A_TASK] for i in range(0, len(prefixes), _BUCKETS_A_TASK)]
-    shared: dict[str, Any] = {
-        "inputs": str(named.resolve()),
-        "shards": [str(folder) for folder in folders],
-        "out": str(out.resolve()),
-        "fine": fine,
-        "models": models,
-    }
-    found = _run(
-        "ftaas_pipelines.data.gather:gather",
-        [asdict(gather.Task(prefixes=group, **shared)) for group in groups],
-        runner,
-        progress,
-        0.7,
-        0.85,
-        "groups of buckets written",
-    )
-    rejected = {digest for part in found for digest in part["rejected"]}
-    near = [pair for pair in decided.near if not {pair["a"], pair["b"]} & rejected]
-    tables.write_rows(out / "near.parquet", near, tables.NEAR)
-    tables.write_rows(out / "beside" / "quarantine.parquet", quarantined, tables.QUARANTINE)
-    kinds = sorted({layout.format for layout in layouts.values()})
-    return _facts(inputs, metas, found, ", ".join(kinds), len(near), decided.contaminated, quarantined)
+    decided = reduce(inputs, [Path(task["out"]) for task in tasks], files.benchmarks, work)
+    return Compared(tasks, metas, sorted({layout.format for layout in layouts.values()}), decided)
 
 
 def _plan(
     inputs: DatasetInputs, files: Files, work: Path, size: int
-) -> tuple[list[Shard], dict[str, Layout]]:
-    """Every source's shards, by source name and file digest, and the layout of each file."""
-    plan, layouts, problems = list[Shard](), dict[str, Layout](), list[Problem]()
+) -> tuple[list[Shard], dict[tuple[str, str], Layout]]:
+    """Every source's shards, by source name and file digest, and the layout by source and path."""
+    plan, layouts, problems = list[Shard](), dict[tuple[str, str], Layout](), list[Problem]()
     for source in sorted(inputs.sources, key=lambda s: s.name):
         paths = files.sources[source.name]
-        digests = {path: file_digest(path) for path in paths}
-        whole = _digest(list(digests.values()))
-        if whole != source.sha256:
-            raise FtaasError("changed while being read", str(paths[0]), do="run the same command again")
+        _check_unchanged(source, paths)
+        digests = {path: fingerprints.digest(path) for path in paths}
         for path in sorted(paths, key=lambda p: (digests[p], str(p))):
             try:
                 cut, layout = _cut(path, digests[path], source, inputs, work, size)
@@ -193,7 +231,7 @@ def _plan(
                 problems.extend(error.problems)
                 continue
             plan.extend(cut)
-            layouts.update({shard.path: layout for shard in cut})
+            layouts.update({(source.name, shard.path): layout for shard in cut})
     readers.raise_all(problems)
     return plan, layouts
 
@@ -209,14 +247,19 @@ def _cut(
     return shards.cut(path, work / "spool", source.encoding, source.name, digest, str(path), size), layout
 
 
-def _digest(digests: list[str]) -> str:
-    """The digest of a source of these files."""
-    return digests[0] if len(digests) == 1 else digest_of(sorted(digests))
+def _check_unchanged(source: SourceInput, paths: Sequence[Path]) -> None:
+    if fingerprints.digest_all(paths) != source.sha256:
+        do = "wait until it is written, then run the same command again"
+        raise FtaasError("changed while being read", str(paths[0]), do=do)
 
 
-def _name(shard: Shard) -> str:
-    """A shard's folder, by what it holds: the same cut finds it again."""
-    return digest_of({**asdict(shard), "path": "", "shown": ""})[:32]
+def _names(plan: Sequence[Shard]) -> Iterator[str]:
+    """The shards' folders, by what they hold: the same cut finds them again; equal files have their own."""
+    seen = Counter[str]()
+    for shard in plan:
+        name = digest_of({**asdict(shard), "path": "", "shown": ""})[:32]
+        yield f"{name}-{seen[name]}"
+        seen[name] += 1
 
 
 def _common_lines(tasks: Sequence[dict[str, Any]], runner: Runner, work: Path) -> str:
@@ -285,11 +328,9 @@ def _faults(inputs: DatasetInputs, metas: Sequence[dict[str, Any]]) -> list[dict
 
 def _facts(
     inputs: DatasetInputs,
-    metas: Sequence[dict[str, Any]],
+    made: Compared,
     found: Sequence[dict[str, Any]],
-    format_: str,
     near: int,
-    contaminated: dict[str, int],
     quarantined: list[dict[str, Any]],
 ) -> Facts:
     def total(name: str) -> dict[str, int]:
@@ -300,7 +341,7 @@ def _facts(
 
     rows: dict[str, dict[str, int]] = {}
     for source in sorted(inputs.sources, key=lambda s: s.name):
-        mine = [meta["counts"] for meta in metas if meta["source"] == source.name]
+        mine = [meta["counts"] for meta in made.metas if meta["source"] == source.name]
         gone = {
             "bad_row": sum(counts.get("bad_row", 0) for counts in mine),
             **total(f"dropped {source.name}"),
@@ -311,7 +352,7 @@ def _facts(
             **{reason: n for reason, n in gone.items() if n},
         }
     cleaned: Counter[str] = Counter()
-    for meta in metas:
+    for meta in made.metas:
         cleaned.update(meta["cleaned"])
     verdicts = {"approve": 0, "fix": 0, "reject": 0, **total("verdict")}
     verdicts["stale_verdict"] = len(inputs.verdicts) - sum(verdicts.values())
@@ -326,18 +367,19 @@ def _facts(
         cleaned=dict(cleaned),
         verdicts=verdicts,
         findings={
-            **dict.fromkeys(metas[0]["not_checked"], "not checked"),
-            **dict.fromkeys(metas[0]["checked"], 0),
+            **dict.fromkeys(made.metas[0]["not_checked"], "not checked"),
+            **dict.fromkeys(made.metas[0]["checked"], 0),
             **total("findings"),
         },
         kinds=total("kind"),
         languages=total("language"),
         labels=labels if few else {},
         synthetic=total("synthetic").get("records", 0),
+        images=total("images"),
         near=near,
-        contaminated=contaminated,
+        contaminated=made.decided.contaminated,
         lengths=lengths,
-        format=format_,
+        format=", ".join(made.formats),
         preview=[row for part in found for row in part["preview"]][: gather.PREVIEW],
         quarantined=quarantined,
     )

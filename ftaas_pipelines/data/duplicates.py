@@ -10,7 +10,7 @@ def exact(
     source: NDArray[np.int32],
     row: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
-    """Which rows stay: of those with equal content the least (precedence, source, row).
+    """Which rows stay: of those with equal content the least (precedence, source, row), else the first.
 
     Args:
         content: [n, 2] the first 16 bytes of each row's content_id.
@@ -19,7 +19,7 @@ def exact(
         row: [n] where it stands in its source.
     """
     kept = np.ones(len(content), np.bool_)
-    again = repeated(content[:, 0])
+    again = np.sort(repeated(content[:, 0]))
     kept[again] = False
     order = again[
         np.lexsort((row[again], source[again], precedence[again], content[again, 1], content[again, 0]))

@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
-from ftaas_pipelines.data import pipeline, tables
+from ftaas_pipelines.data import images, pipeline, tables
 from ftaas_pipelines.data.inputs import DatasetInputs, Verdict
 from ftaas_pipelines.data.messages import of_row
 from ftaas_pipelines.data.privacy import Screen
@@ -31,6 +31,7 @@ REASONS = (
     "contaminated",
     "near_duplicate",
 )
+AT_ONCE = 4  # buckets of records held in memory together
 PREVIEW = 8
 LABELS = 200  # distinct answers up to which they are counted as labels
 
@@ -42,7 +43,8 @@ class Task:
     Attributes:
         inputs: file of the `DatasetInputs`.
         shards: folders of the shards, in order.
-        prefixes: buckets to make.
+        prefix: the bucket of the side tables (findings, dropped, provenance).
+        parts: the buckets of the records in it, in order.
         out: folder of the artifact being written.
         fine: whether shards' rows are in batches by first byte.
         models: folders of detector models.
@@ -50,7 +52,8 @@ class Task:
 
     inputs: str
     shards: list[str]
-    prefixes: list[str]
+    prefix: str
+    parts: list[str]
     out: str
     fine: bool
     models: dict[str, str]
@@ -60,8 +63,9 @@ def gather(task: dict[str, Any]) -> dict[str, Any]:
     """Write the buckets; returns their counts, added up."""
     job = Task(**task)
     work = _Gather(job)
-    for prefix in job.prefixes:
-        work.bucket(prefix)
+    for start in range(0, len(job.parts), AT_ONCE):
+        work.records(job.parts[start : start + AT_ONCE])
+    work.aside()
     return work.facts()
 
 
@@ -74,43 +78,64 @@ class _Gather:
         for verdict in self.inputs.verdicts:
             self.verdicts[verdict.record_id].append(verdict)
         self.screen = Screen(self.inputs.privacy, {use: Path(path) for use, path in job.models.items()})
+        self.images = images.held(job.shards)
+        self.findings: list[Any] = []
+        self.dropped: list[Any] = []
+        self.origins: list[Any] = []
         self.counts: dict[str, Counter[str]] = defaultdict(Counter)
         self.lengths: dict[str, Counter[int]] = {"prompt": Counter(), "answer": Counter()}
         self.rejected: list[str] = []
         self.preview: list[dict[str, str]] = []
 
-    def bucket(self, prefix: str) -> None:
-        """Write one bucket of every table."""
-        kept, findings, dropped, origins = [], [], [], []
+    def records(self, parts: list[str]) -> None:
+        """Write some buckets of the record table that lie side by side."""
+        kept, findings, late = [], [], []
         for shard in self.shards:
-            part, reasons = shard.rows(prefix, self.job.fine)
-            origin = shard.origin(part)
-            early = shard.early(prefix)
-            origins += [origin, shard.origin(early)]
-            mask = pa.array(reasons == 0)
-            kept.append(shard.whole(part.filter(mask)))
-            dropped += [_dropped(early, shard.source, early["reason"]), _late(part, reasons, shard.source)]
-            findings.append(_on(shard.findings(prefix), kept[-1]))
+            part, reasons = shard.rows(parts, self.job.fine)
+            self.origins.append(shard.origin(part))
+            kept.append(shard.whole(part.filter(pa.array(reasons == 0))))
+            late.append(_late(part, reasons, shard.source))
+            findings.append(_on(shard.findings(parts), kept[-1]))
         table = pa.concat_tables(kept).drop_columns("line").sort_by("record_id")
         found = pa.concat_tables(findings)
         if self.verdicts and len(table):
             table, found, rejected = self._judged(table, found)
-            dropped.append(rejected)
-        out = Path(self.job.out)
-        tables.write(tables.bucket(out / "records", prefix), table)
-        tables.write(tables.bucket(out / "findings", prefix), _sorted(found, tables.FINDINGS))
-        gone = _sorted(pa.concat_tables(dropped), tables.DROPPED)
-        tables.write(tables.bucket(out / "dropped", prefix), gone)
-        origin = _sorted(pa.concat_tables(origins), tables.PROVENANCE)
-        tables.write(tables.bucket(out / "beside" / "provenance", prefix), origin)
-        self._count(table, found, gone)
+            late.append(rejected)
+        self.findings.append(found)
+        self.dropped += late
+        folder = Path(self.job.out) / "records"
+        whole = table.combine_chunks()
+        for prefix in parts:
+            mine = _of(whole, prefix) if len(parts) > 1 else whole
+            tables.write(tables.bucket(folder, prefix), mine)
+        self.counts["images"].update(images.pass_on(whole["messages"], self.images, folder.parent))
+        self._count(table)
 
-    def _count(self, table: Any, found: Any, gone: Any) -> None:
+    def aside(self) -> None:
+        """Write the bucket of the side tables."""
+        for shard in self.shards:
+            early = shard.early(self.job.prefix)
+            self.origins.append(shard.origin(early))
+            self.dropped.append(_dropped(early, shard.source, early["reason"]))
+        out = Path(self.job.out)
+        for folder, parts, schema in (
+            ("findings", self.findings, tables.FINDINGS),
+            ("dropped", self.dropped, tables.DROPPED),
+            ("beside/provenance", self.origins, tables.PROVENANCE),
+        ):
+            table = pa.concat_tables(parts)
+            if len(table):
+                table = table.sort_by([(name, "ascending") for name in schema.names])
+            tables.write(tables.bucket(out / folder, self.job.prefix), table)
+        gone = pa.concat_tables(self.dropped).group_by(["source", "reason"]).aggregate([([], "count_all")])
+        for row in gone.to_pylist():
+            self.counts[f"dropped {row['source']}"][row["reason"]] += row["count_all"]
+        found = pa.concat_tables(self.findings)
+        self.counts["findings"].update(dict(_values(found["detector"])))
+
+    def _count(self, table: Any) -> None:
         for name in ("source", "kind", "language"):
             self.counts[name].update({str(k): n for k, n in _values(table[name]) if k is not None})
-        for source, reason in zip(gone["source"].to_pylist(), gone["reason"].to_pylist(), strict=True):
-            self.counts[f"dropped {source}"][reason] += 1
-        self.counts["findings"].update(dict(_values(found["detector"])))
         self.counts["synthetic"]["records"] += len(table) - table["synthetic"].null_count
         if len(self.counts["label"]) <= LABELS:
             short = table["answer"].filter(pc.less_equal(pc.utf8_length(table["answer"]), 80))
@@ -185,9 +210,9 @@ class _Made:
         self.cuts = np.searchsorted(first, np.arange(257))
         self._dropped, self._findings = (_read(folder / f"{n}.arrow") for n in ("dropped", "findings"))
 
-    def rows(self, prefix: str, fine: bool) -> tuple[Any, Any]:
-        """The rows of a bucket and their decisions."""
-        low, high = _span(prefix)
+    def rows(self, parts: list[str], fine: bool) -> tuple[Any, Any]:
+        """The rows of some buckets and their decisions."""
+        low, high = _span(parts)
         start, end = int(self.cuts[low]), int(self.cuts[high])
         if not fine:
             whole = pa.Table.from_batches([self.reader.get_batch(0)])
@@ -207,27 +232,22 @@ class _Made:
         """What cleaning and privacy dropped of a bucket."""
         return _of(self._dropped, prefix)
 
-    def findings(self, prefix: str) -> Any:
-        return _of(self._findings, prefix)
+    def findings(self, parts: list[str]) -> Any:
+        return pa.concat_tables([_of(self._findings, prefix) for prefix in parts])
 
     def origin(self, part: Any) -> Any:
         """Provenance of rows that have `record_id` and `line`."""
-        n = len(part)
-        columns = [
-            part["record_id"],
-            pa.array([self.source] * n, pa.string()),
-            pa.array([self.sha256] * n, pa.string()),
-            part["line"],
-        ]
-        return pa.table(columns, schema=tables.PROVENANCE)
+        source, sha256 = (pa.repeat(pa.scalar(v, pa.string()), len(part)) for v in (self.source, self.sha256))
+        return pa.table([part["record_id"], source, sha256, part["line"]], schema=tables.PROVENANCE)
 
 
-def _span(prefix: str) -> tuple[int, int]:
-    """First bytes of the record_ids in a bucket: from, to (exclusive)."""
-    return int(prefix.ljust(2, "0"), 16), int(prefix.ljust(2, "f"), 16) + 1
+def _span(parts: list[str]) -> tuple[int, int]:
+    """First bytes of the record_ids in buckets that lie side by side: from, to (exclusive)."""
+    return int(parts[0].ljust(2, "0"), 16), int(parts[-1].ljust(2, "f"), 16) + 1
 
 
 def _of(table: Any, prefix: str) -> Any:
+    """The rows whose record_id begins so."""
     return table.filter(pc.starts_with(table["record_id"], prefix)) if prefix and len(table) else table
 
 
@@ -238,19 +258,20 @@ def _late(part: Any, reasons: Any, source: str) -> Any:
 
 
 def _dropped(part: Any, source: str, reason: Any) -> Any:
-    columns = [part["record_id"], pa.array([source] * len(part), pa.string()), reason]
+    columns = [part["record_id"], pa.repeat(pa.scalar(source, pa.string()), len(part)), reason]
     return pa.table(columns, schema=tables.DROPPED)
 
 
 def _on(findings: Any, kept: Any) -> Any:
-    """The findings on rows that are kept; the same record may stand in another line that is not."""
+    """The findings on rows that are kept; the same record may stand in another line that is not.
+
+    It may also stand twice in one line (a JSON list), with all its findings.
+    """
+    if not len(findings):
+        return findings.drop_columns("line")
     for name in ("record_id", "line"):
         findings = findings.filter(pc.is_in(findings[name], value_set=kept[name].combine_chunks()))
-    return findings.drop_columns("line")
-
-
-def _sorted(table: Any, schema: Any) -> Any:
-    return table.sort_by([(name, "ascending") for name in schema.names])
+    return findings.group_by(tables.FINDINGS.names).aggregate([])
 
 
 def _values(column: Any) -> Iterator[tuple[Any, int]]:

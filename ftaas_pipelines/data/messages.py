@@ -5,15 +5,13 @@ name, tool_calls ([{"id", "type": "function", "function": {"name", "arguments": 
 images ([{"ref", "sha256" or None}]) and tool_call_id.
 """
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
-from urllib.parse import unquote_to_bytes
 
 import orjson
 
+from ftaas_pipelines.data import images as pictures
 from ftaas_pipelines.data import sharegpt
 from ftaas_pipelines.data.cells import RowFault, is_blank, json_text, objects, parsed, seen
 
@@ -182,22 +180,9 @@ def _image(image: Any, number: int) -> dict[str, Any]:
     if not isinstance(image, str) or not image or not isinstance(sha256, (str, type(None))):
         do = "name a file or URL; write bytes to a file beside the data"
         raise RowFault(f"an image of message {number} has no path or URL", seen(image), do)
-    if image[:5].lower() == "data:":
-        sha256 = hashlib.sha256(_bytes(image, number)).hexdigest()
+    if pictures.is_uri(image):
+        sha256 = hashlib.sha256(pictures.of_uri(image, number)).hexdigest()
     return {"ref": image, "sha256": sha256}
-
-
-def _bytes(uri: str, number: int) -> bytes:
-    """The bytes of a data URI (RFC 2397)."""
-    head, comma, data = uri.partition(",")
-    try:
-        if not comma:
-            raise ValueError
-        raw = unquote_to_bytes(data)
-        return base64.b64decode(raw, validate=True) if head.lower().endswith(";base64") else raw
-    except (ValueError, binascii.Error):
-        what = f"an image of message {number} is a broken data URI"
-        raise RowFault(what, f"{len(uri)} characters", "write data:image/png;base64,…") from None
 
 
 def _calls(turn: dict[str, Any], number: int) -> list[dict[str, Any]]:

@@ -236,5 +236,5 @@ def _json(held: bytes) -> Any:
         try:
             return orjson.loads(held)
         except orjson.JSONDecodeError:
-            return json.loads(held.decode())  # NaN, half a surrogate pair, a thousand levels
-    return json.loads(held.decode())
+            pass  # NaN, half a surrogate pair, a thousand levels; or broken, and `json` says where
+    return json.loads(held.rstrip().decode())  # a row that breaks off does so in its own line

@@ -5,6 +5,7 @@ A shard's folder in the work folder, written whole or not at all:
     rows.arrow      the records that passed, sorted by record_id, in batches of the record_id's first byte
     keys.npz        what the reduce needs of each: identities as 128 bits, line (`Keys`)
     bands.npy       near-duplicate signatures, where they are asked for
+    images/         what its messages show, named by sha256; where there is any (`images`)
     dropped.arrow   records that cleaning or privacy dropped
     findings.arrow  what detectors saw
     meta.json       counts and faults; written last
@@ -25,10 +26,11 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from ftaas_pipelines.data import records, shards, tables
+from ftaas_pipelines.data import images, records, shards, tables
 from ftaas_pipelines.data.cleaning import Cleaner
 from ftaas_pipelines.data.findings import Finding
 from ftaas_pipelines.data.formats import Layout
+from ftaas_pipelines.data.images import Images
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
 from ftaas_pipelines.data.messages import Message
 from ftaas_pipelines.data.pieces import Piece, Row, understood
@@ -121,12 +123,13 @@ class _Shard:
         self.layout = Layout(job.layout["format"], job.layout["columns"])
         self.faults: list[Problem] = []
         self.counts: Counter[str] = Counter()
+        self.images: Images | None = None
 
     def batches(self, found: Iterator[Row | Problem] | None = None) -> Iterator[list[Record]]:
         """The shard's records (or those of these rows), some thousand at a time; what is none is a fault."""
         s = self.source
         read = records.reader(
-            self.layout, s.name, s.split, s.synthetic, self.inputs.group_by, self.inputs.keep
+            self.layout, s.name, s.split, s.synthetic, self.inputs.group_by, self.inputs.keep, self.images
         )
         for chunk in _batched(found if found is not None else shards.rows(self.raw), BATCH):
             batch: list[Record] = []
@@ -149,6 +152,8 @@ class _Shard:
 
     def write(self, draft: Path) -> dict[str, Any]:
         """Fill the draft folder; returns the shard's counts."""
+        beside = self.raw.shown if os.path.exists(self.raw.shown) else self.raw.path
+        self.images = Images(Path(beside).parent, draft / images.FOLDER)
         inputs, models = self.inputs, {use: Path(path) for use, path in self.job.models.items()}
         common = frozenset[bytes]()
         if self.job.boilerplate:
@@ -201,7 +206,8 @@ class _Shard:
                 ]
                 passed = _pass(passed, formed, made.dropped)
             for record in passed:
-                if self.inputs.system and record.turns is record.messages:  # a row's own one wins
+                # A row's own one wins, and a plain text has no prompt that it could stand before.
+                if self.inputs.system and record.turns is record.messages and len(record.messages) > 1:
                     record.messages = [system, *record.messages]
             seen, reasons = screen.screen(passed)
             kept = _pass(passed, reasons, made.dropped)

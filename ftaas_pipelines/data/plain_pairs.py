@@ -6,10 +6,10 @@ says what is right: both ways make the same of a row, and a test holds them to i
 """
 
 import hashlib
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.compute
 import pyarrow.json as pj
 
 from ftaas_pipelines.data import pieces
+from ftaas_pipelines.data.cleaning import Cleaner
 from ftaas_pipelines.data.formats import FORMATS, Layout
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
 from ftaas_pipelines.data.pieces import Piece
@@ -28,14 +29,11 @@ from ftaas_pipelines.data.shards import Shard
 
 pc: Any = pyarrow.compute  # its functions are made at run time
 BLOCK = 4 * 2**20  # raw bytes looked at together
-# Bytes that some step may have to do with: control characters (not tab and newline), all but ASCII, and
-# `<`, which template tokens begin with; those that do not are found by _INST.
-_LOUD = np.zeros(256, np.bool_)
-_LOUD[[*range(9), *range(11, 32), *range(127, 256), ord("<")]] = True
-_BLANK = np.zeros(256, np.bool_)
-_BLANK[[9, 10, 32]] = True
+_TAB, _NEWLINE, _SPACE, _DELETE, _LESS = 9, 10, 32, 127, ord("<")
 _INST = re.compile(rb"INST\]")
 _SYNTHETIC = f'"{SYNTHETIC}"'.encode()
+_DEEP = 1000  # brackets of a row: it may be nested as deeply as no JSON reader but Arrow's reads
+_BRACKETS = np.frombuffer(b"[{", np.uint8)
 _ROLES = ("user", "assistant")
 _TEXT: Any = pa.string()
 
@@ -62,9 +60,13 @@ class Lane:
 
     def __init__(self, raw: Shard, layout: Layout, inputs: DatasetInputs, screen: Screen):
         self._raw, self._layout, self._screen = raw, layout, screen
+        self._cleaner = Cleaner(inputs.cleaning)
         self._low, self._high = max(1, inputs.cleaning.min_characters), inputs.cleaning.max_characters
+        self._others = "ignore"
         if layout.format == "messages":
-            self._schema = None
+            # Never inferred: Arrow 25 ends the process on lists that begin with null (`[null, {}]`).
+            turn = pa.struct([("role", _TEXT), ("content", _TEXT)])
+            self._schema, self._others = pa.schema([(layout.name("messages"), pa.list_(turn))]), "error"
         else:
             names = [layout.name(ours) for ours in FORMATS[layout.format].columns]
             self._schema = pa.schema([(name, _TEXT) for name in names])
@@ -85,31 +87,34 @@ class Lane:
             stream.seek(at)
             while at < self._raw.end:
                 data = stream.read(min(BLOCK, self._raw.end - at))
+                if not data:
+                    return  # the file grew shorter; the stage looks whether its files are what they were
                 if not data.endswith(b"\n"):
                     rest = stream.readline(pieces.LIMIT + 1)
                     if len(data) + len(rest) > pieces.LIMIT:
                         stream.seek(at)
-                        yield None, list(pieces.lines(stream, self._raw.shown, at, line, blank=False))
+                        found = pieces.lines(stream, self._raw.shown, at, line, blank=False)
+                        yield None, list(takewhile(lambda piece: piece.at < self._raw.end, found))
                         return
                     data += rest
-                raws = data.removesuffix(b"\n").split(b"\n")
-                yield self._read(data, raws, at, line)
-                at, line = at + len(data), line + len(raws)
+                ends = np.flatnonzero(np.frombuffer(data, np.uint8) == _NEWLINE)
+                if not data.endswith(b"\n"):
+                    ends = np.append(ends, len(data))
+                yield self._read(data, ends, at, line)
+                at, line = at + len(data), line + len(ends)
 
-    def _read(self, data: bytes, raws: list[bytes], at: int, line: int) -> tuple[Pairs | None, list[Piece]]:
-        columns = self._columns(data, len(raws))
-        if columns is None:
-            short = np.zeros(len(raws), np.bool_)
-        else:
-            short = self._needs_nothing(*columns)
+    def _read(self, data: bytes, ends: Any, at: int, line: int) -> tuple[Pairs | None, list[Piece]]:
+        columns = self._columns(data, len(ends))
+        short = np.zeros(len(ends), np.bool_) if columns is None else self._needs_nothing(*columns)
+        if self._others == "ignore" and data.count(b"[") + data.count(b"{") - len(ends) > _DEEP:
+            brackets = np.flatnonzero(np.isin(np.frombuffer(data, np.uint8), _BRACKETS))
+            short &= np.bincount(np.searchsorted(ends, brackets), minlength=len(ends)) <= _DEEP
         rest: list[Piece] = []
-        if not short.all():
-            starts = at + np.cumsum([0, *(len(raw) + 1 for raw in raws)])
-            rest = [
-                Piece(int(starts[i]), line + i, raws[i] + b"\n")
-                for i in np.flatnonzero(~short).tolist()
-                if raws[i] and not raws[i].isspace()
-            ]
+        for i in np.flatnonzero(~short).tolist():
+            start = int(ends[i - 1]) + 1 if i else 0
+            raw = data[start : int(ends[i]) + 1]
+            if not raw.isspace():
+                rest.append(Piece(at + start, line + i, raw))
         if columns is None or not short.any():
             return None, rest
         prompt, answer = columns
@@ -120,25 +125,25 @@ class Lane:
 
     def _columns(self, data: bytes, rows: int) -> tuple[Any, Any] | None:
         """The block's prompts and answers; None where it is not plain: then each row is looked at."""
-        parse = pj.ParseOptions(
-            explicit_schema=self._schema, unexpected_field_behavior="ignore" if self._schema else "infer"
-        )
+        # Arrow takes two objects in one line, and one in two lines, for rows; a `null` before the first
+        # object ends the process. So: every line begins and ends with a bracket.
+        between = data.count(b"}\n{") + data.count(b"}\r\n{")
+        if between != rows - 1 or not data.startswith(b"{") or not data[-9:].rstrip().endswith(b"}"):
+            return None
+        parse = pj.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior=self._others)
         read = pj.ReadOptions(use_threads=False, block_size=len(data) + 1)
         try:
-            table = pj.read_json(io.BytesIO(data), read_options=read, parse_options=parse)
+            table = pj.read_json(pa.BufferReader(data), read_options=read, parse_options=parse)
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
             return None
-        if len(table) != rows or _SYNTHETIC in data:  # a blank line, or rows that name who wrote them
+        if len(table) != rows or _SYNTHETIC in data:  # no row a line, or rows that name who wrote them
             return None
-        names = set(table.column_names)
-        if self._schema is None:
-            return _conversation(table, self._layout.name("messages"))
+        if self._layout.format == "messages":
+            return _conversation(table[self._layout.name("messages")].combine_chunks())
         question, answer = (self._layout.name(ours) for ours in FORMATS[self._layout.format].required)
-        if not {question, answer} <= names:
-            return None
         prompt = table[question].combine_chunks()
         context = self._layout.name("input")
-        if self._layout.format == "alpaca" and context in names and table[context].null_count < rows:
+        if self._layout.format == "alpaca" and table[context].null_count < rows:
             given = pc.fill_null(table[context].combine_chunks(), "")
             # Nothing but white space is a fault: such a row loses its prompt here and goes the long way.
             blank = pc.and_(pc.not_equal(given, ""), pc.equal(pc.utf8_trim_whitespace(given), ""))
@@ -155,35 +160,39 @@ class Lane:
         return short
 
     def _quiet(self, column: Any) -> Any:
-        """Which texts no cleaning step changes or drops: printable ASCII of allowed length, no blank ends."""
+        """Which texts no cleaning step changes or drops: of allowed length, without blank ends, in NFC."""
         offsets, data = _buffers(column)
         lengths = np.diff(offsets)
         quiet = (lengths >= self._low) & (lengths <= self._high) & ~np.asarray(column.is_null())
-        last = np.maximum(offsets[1:] - 1, 0)
-        if len(data):
-            quiet &= ~_BLANK[data[np.minimum(offsets[:-1], len(data) - 1)]] & ~_BLANK[data[last]]
-        loud = np.flatnonzero(_LOUD[data])
+        if not len(data):
+            return quiet & False
+        quiet &= (data[np.minimum(offsets[:-1], len(data) - 1)] > _SPACE) & (data[offsets[1:] - 1] > _SPACE)
+        # Bytes that some step may have to do with: control characters (not tab and newline) and `<`, which
+        # template tokens begin with (_INST finds the others). Of what is not ASCII, each row is asked.
+        odd = np.flatnonzero((data < _SPACE) | (data >= _DELETE) | (data == _LESS))
+        bytes_ = data[odd]
+        loud = odd[(bytes_ <= _DELETE) & (bytes_ != _TAB) & (bytes_ != _NEWLINE)]
         inst = np.array([m.start() for m in _INST.finditer(data)], np.int64)
         quiet[_rows_of(np.concatenate([loud, inst]), offsets)] = False
+        foreign = _rows_of(odd[bytes_ > _DELETE], offsets)
+        foreign = foreign[quiet[foreign]]
+        texts = column.take(pa.array(foreign)).to_pylist()
+        quiet[foreign] = [self._is_settled(text) for text in texts]
         return quiet
 
+    def _is_settled(self, text: str) -> bool:
+        return self._low <= len(text) and text.strip() == text and self._cleaner.is_settled(text)
 
-def _conversation(table: Any, name: str) -> tuple[Any, Any] | None:
+
+def _conversation(column: Any) -> tuple[Any, Any] | None:
     """Prompts and answers of a `messages` column in which every row asks once and is answered once."""
-    if table.column_names != [name]:
-        return None
-    column = table[name].combine_chunks()
-    if not pa.types.is_list(column.type) or not pa.types.is_struct(column.type.value_type):
-        return None
-    if {f.name for f in column.type.value_type} != {"role", "content"} or column.null_count:
+    if column.null_count:
         return None
     turns = column.flatten()
     offsets = np.asarray(column.offsets)
     if turns.null_count or (np.diff(offsets) != 2).any():
         return None
     roles, contents = turns.field("role"), turns.field("content")
-    if roles.type != _TEXT or contents.type != _TEXT:
-        return None
     first = pa.array(np.arange(0, len(turns), 2))
     second = pa.array(np.arange(1, len(turns), 2))
     for place, role in zip((first, second), _ROLES, strict=True):
@@ -205,9 +214,11 @@ def _pairs(prompt: Any, answer: Any, line: Any) -> Pairs:
 def _normal(prompt: Any, prompts: list[str]) -> list[bytes]:
     """Of printable ASCII, lower case is all that `casefold` does; most texts have single spaces."""
     offsets, data = _buffers(prompt)
-    blank = _BLANK[data]
-    odd = np.flatnonzero(blank[:-1] & blank[1:])
-    odd = np.concatenate([odd, np.flatnonzero((data == 9) | (data == 10))])
+    if not len(data):
+        return [b""] * len(prompts)
+    space = data == _SPACE
+    odd = np.flatnonzero(space[:-1] & space[1:])  # of two texts side by side: looked at for nothing
+    odd = np.concatenate([odd, np.flatnonzero((data < _SPACE) | (data > _DELETE))])
     normal: list[bytes] = pc.ascii_lower(prompt).cast(pa.binary()).to_pylist()
     for row in _rows_of(odd, offsets).tolist():
         normal[row] = " ".join(prompts[row].casefold().split()).encode()

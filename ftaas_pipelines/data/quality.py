@@ -78,12 +78,16 @@ def suite(quality: Quality, cleaning: Cleaning, kinds: Collection[str]) -> list[
 
 def _defaults(cleaning: Cleaning, kinds: Collection[str]) -> list[Expectation]:
     not_null, lengths = "expect_column_values_to_not_be_null", "expect_column_value_lengths_to_be_between"
-    matches = "expect_column_values_to_match_regex"
+    matches, distinct = (
+        "expect_column_values_to_match_regex",
+        "expect_column_unique_value_count_to_be_between",
+    )
     least = max(1, cleaning.min_characters)
     most = {"max_value": cleaning.max_characters}
     found = [
         Expectation("answer_is_there", not_null, {"column": "answer"}),
         Expectation("record_id_is_unique", "expect_column_values_to_be_unique", {"column": "record_id"}),
+        Expectation("answers_differ", distinct, {"column": "answer", "min_value": 2}),  # else: one label only
     ]
     if "text" not in kinds:
         found += [
@@ -100,6 +104,8 @@ def _defaults(cleaning: Cleaning, kinds: Collection[str]) -> list[Expectation]:
         if set(kinds) == {kind}:
             found.append(Expectation(name, not_null, {"column": "extra"}))
             found.append(Expectation(f"{name}_in_extra", matches, {"column": "extra", "regex": f'"{key}":'}))
+    if set(kinds) == {"labelled"}:
+        found.append(Expectation("labels_differ", distinct, {"column": "extra", "min_value": 2}))
     return found
 
 
@@ -226,7 +232,9 @@ def _result(expectation: Expectation, raw: Any, table: Any) -> Result:
             f"{found.get('unexpected_count', '?')} of {found.get('element_count', '?')} records unexpected"
         )
     rows = list(found.get("partial_unexpected_index_list") or [])[:_SHOWN_RECORDS]
-    ids = [table["record_id"][i].as_py()[:12] for i in rows if isinstance(i, int)] if table is not None else []
+    ids = (
+        [table["record_id"][i].as_py()[:12] for i in rows if isinstance(i, int)] if table is not None else []
+    )
     detail = ", ".join(ids)
     if not found:  # it could not be evaluated: GX reports the exception instead of a result
         observed, detail = "could not be evaluated", _exception(raw.exception_info)

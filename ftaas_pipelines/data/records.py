@@ -16,6 +16,7 @@ import orjson
 from ftaas_pipelines.data import meaning, template_tokens
 from ftaas_pipelines.data.cells import Cells, RowFault, is_blank, json_text, parsed, plain, seen
 from ftaas_pipelines.data.formats import Layout
+from ftaas_pipelines.data.images import Images
 from ftaas_pipelines.data.messages import ROLES, Message, calls_text
 from ftaas_pipelines.data.readers import Row
 from ftaas_pipelines.errors import Problem
@@ -147,6 +148,7 @@ def reader(
     synthetic: bool,
     group_by: str | None,
     keep: Sequence[str],
+    images: Images | None = None,
 ) -> Callable[[Row], Record]:
     """The function that makes a record of a source's raw row.
 
@@ -155,6 +157,7 @@ def reader(
         source: name of the source; `declared_split` and `synthetic` are what the project says of it.
         group_by: column whose value is the record's group.
         keep: columns that go along in `extra["columns"]` as JSON holds them.
+        images: what copies the images that messages show; without it they stay named as they are.
 
     The function raises:
         RowFault: the row is no record.
@@ -166,6 +169,8 @@ def reader(
         messages, extra = read(cells)
         if keep:
             extra["columns"] = {name: plain(cells.get(name), name) for name in keep}
+        if images is not None:
+            images.keep(messages)
         return Record(
             _checked(messages, extra),
             messages,

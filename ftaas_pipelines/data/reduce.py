@@ -78,26 +78,35 @@ class Rows:
     Attributes:
         decided: uint8, 0 while a row stays, else 1 + a number of `REASONS`.
         split: uint8, place of its declared split in `SPLITS`.
-        source: int32, rank of its source file's digest.
+        source: int32, rank of its source file's digest; one file in two sources: of the source's name then.
     """
 
     def __init__(self, inputs: DatasetInputs, folders: Sequence[Path]):
         declared = {s.name: SPLITS.index(s.split) for s in inputs.sources}
         metas = [orjson.loads((folder / "meta.json").read_bytes()) for folder in folders]
-        digests = sorted({meta["sha256"] for meta in metas})
+        files = sorted({(meta["sha256"], meta["source"]) for meta in metas})
         self.on = inputs.duplicates.on
         self.keys = Keys.join([Keys.load(folder / "keys.npz") for folder in folders])
         sizes = [meta["rows"] for meta in metas]
         ends = np.cumsum(sizes).tolist()
         self.spans = [(f, end - size, end) for f, size, end in zip(folders, sizes, ends, strict=True)]
         self.split = np.repeat(np.array([declared[m["source"]] for m in metas], np.uint8), sizes)
-        self.source = np.repeat(np.array([digests.index(m["sha256"]) for m in metas], np.int32), sizes)
+        self.source = np.repeat(np.array([files.index((m["sha256"], m["source"])) for m in metas], np.int32), sizes)
         self.decided = np.zeros(len(self.keys.line), np.uint8)
 
     @property
     def alive(self) -> Any:
         """Which rows stay, as far as decided."""
         return self.decided == 0
+
+    @property
+    def place(self) -> Any:
+        """Where the rows stand in their files, int64: they are ordered by it.
+
+        Rows of a JSON list may share a line. A shard holds its rows by their first byte, so that byte goes
+        before their order in the shard: how the file was cut has no say.
+        """
+        return self.keys.line << 8 | self.keys.first
 
     @property
     def trains(self) -> Any:
@@ -195,8 +204,8 @@ def _leaks(rows: Rows) -> None:
 def _exact(rows: Rows) -> None:
     """Keep one of the records that came in alike, or became alike by cleaning."""
     alive = np.flatnonzero(rows.alive)
-    line, content = rows.keys.line[alive], rows.keys.content[alive]
-    kept = duplicates.exact(content, rows.split[alive], rows.source[alive], line)
+    content, place = rows.keys.content[alive], rows.place[alive]
+    kept = duplicates.exact(content, rows.split[alive], rows.source[alive], place)
     gone = np.zeros(len(rows.decided), np.bool_)
     gone[alive[~kept]] = True
     rows.drop(gone, "duplicate")
@@ -267,7 +276,7 @@ def _drop_near(rows: Rows, items: Items, edges: near.Edges) -> None:
     chain of likeness alone.
     """
     speaker = items.row
-    rank = np.lexsort((rows.keys.line[speaker], rows.source[speaker], rows.split[speaker]))
+    rank = np.lexsort((rows.place[speaker], rows.source[speaker], rows.split[speaker]))
     place = np.empty(len(rank), np.int64)
     place[rank] = np.arange(len(rank))
     i, j = place[edges.i], place[edges.j]

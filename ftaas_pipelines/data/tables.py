@@ -50,9 +50,12 @@ ANCHORS: Any = pa.schema([("group", _TEXT), ("split", _TEXT)])
 _DIGITS = ((4_096, 0), (262_144, 1))
 
 
-def prefixes(records: int) -> list[str]:
-    """The buckets of a version of so many records, in order: their record_id's first characters."""
-    digits = next((d for most, d in _DIGITS if records <= most), 2)
+def prefixes(records: int, most_digits: int = 2) -> list[str]:
+    """The buckets of a version of so many records, in order: their record_id's first characters.
+
+    The record table has up to two; tables beside it (findings, dropped, provenance) at most one.
+    """
+    digits = min(most_digits, next((d for most, d in _DIGITS if records <= most), 2))
     return [f"{i:0{digits}x}" for i in range(16**digits)] if digits else [""]
 
 

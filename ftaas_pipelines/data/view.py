@@ -84,6 +84,23 @@ def columns(artifact: Artifact, names: list[str], prefix: str = "", table: str =
     return source.to_table(columns=names, filter=begins(prefix), use_threads=False)
 
 
+def origins(artifact: Artifact, record_ids: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Where these records of a dataset version came from: source, sha256 of the file and row, of every row
+    that said the same."""
+    import pyarrow.dataset as ds
+
+    from ftaas_pipelines.data.tables import PROVENANCE
+
+    ids = sorted(set(record_ids))
+    folder = artifact.file("beside/provenance")
+    paths = [p for p in sorted(folder.glob("*.parquet")) if any(_may_hold(artifact, p, i) for i in ids)]
+    found: dict[str, list[dict[str, Any]]] = {}
+    rows: Any = ds.dataset([str(path) for path in paths], schema=PROVENANCE, format="parquet")
+    for row in rows.to_table(filter=ds.field("record_id").isin(ids)).to_pylist():
+        found.setdefault(row.pop("record_id"), []).append(row)
+    return found
+
+
 def quarantined(artifact: Artifact, limit: int = 20) -> list[dict[str, Any]]:
     """The first rows that could not be read: source, sha256 of the file, row number, what is wrong."""
     import pyarrow.parquet as pq

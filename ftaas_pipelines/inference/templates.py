@@ -1,7 +1,8 @@
 """Messages to model text and tokens: the one place, for training, evaluation and serving alike.
 
 A **causal** base reads a conversation through the chat template of its tokenizer. One that has none
-gets `FALLBACK`. A **seq2seq** base reads plain text and is taught the answer alone.
+gets `FALLBACK`. A **seq2seq** base reads plain text and is taught the answer alone. A plain text (one
+message, the assistant's) has no template around it, and only a causal base learns it.
 """
 
 from collections.abc import Sequence
@@ -92,14 +93,20 @@ def example(
 ) -> Example:
     """Tokens and labels of one conversation that ends with an answer, cut at `max_tokens`.
 
-    Loss is on the answers and their end tokens alone. A causal conversation is taught on every
-    answer in it, found as what the template adds behind its own generation prompt, so no markers
-    in the template are needed. Where a template rewrites earlier turns (dropping their reasoning,
-    say), only the last answer is taught, behind exactly what is shown when serving.
+    Loss is on the answers and their end tokens alone; of a plain text, on all of it. A causal
+    conversation is taught on every answer in it, found as what the template adds behind its own
+    generation prompt, so no markers in the template are needed. Where a template rewrites earlier
+    turns (dropping their reasoning, say), only the last answer is taught, behind exactly what is shown
+    when serving.
 
     Args:
         max_tokens: causal: of the whole; seq2seq: of source and of answer each.
+
+    Raises:
+        InputInvalid: a plain text, and the base is seq2seq.
     """
+    if len(messages) == 1:
+        return _text(tokenizer, messages[0]["content"], family, max_tokens)
     if family == "seq2seq":
         answer = list(tokenizer(text_target=messages[-1]["content"])["input_ids"])
         return Example(prompt_ids(tokenizer, messages[:-1], family)[:max_tokens], answer[:max_tokens])
@@ -119,6 +126,21 @@ def example(
     if end not in labels:  # the template closes no answer: the end token does
         input_ids, labels = [*input_ids, end], [*labels, end]
     return Example(input_ids[:max_tokens], labels[:max_tokens])
+
+
+def _text(tokenizer: "PreTrainedTokenizerBase", text: str, family: str, max_tokens: int) -> Example:
+    """A text to continue from its first token to its end, with the tokenizer's begin token if it has one."""
+    if family == "seq2seq":
+        raise InputInvalid(
+            "a seq2seq base cannot learn plain text: it answers, it does not continue",
+            "base_model",
+            "a record of kind text",
+            "choose a causal base, or leave the sources of format text out",
+        )
+    ids = list(tokenizer(text)["input_ids"])
+    if ids[-1:] != [tokenizer.eos_token_id]:  # some tokenizers write it themselves
+        ids.append(tokenizer.eos_token_id)
+    return Example(ids[:max_tokens], ids[:max_tokens])
 
 
 def _pieces(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[tuple[str, bool]]:

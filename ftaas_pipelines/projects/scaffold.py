@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.policy import PlatformPolicy
+from ftaas_pipelines.projects.project import Format
 
 _EXAMPLE_ROWS = (
     {"instruction": "Say where the spare key is.", "output": "In the grey box beside the gate."},
@@ -27,7 +28,8 @@ class Guess:
 
     Attributes:
         columns: our column name to the file's, where they differ.
-        labels: how many different answers there are, of `records`; tells labels from texts.
+        records: rows that were looked at: at most the first 200.
+        labels: how many different answers they have; tells labels from texts.
     """
 
     format: str = "alpaca"
@@ -37,9 +39,10 @@ class Guess:
 
     @property
     def task(self) -> str:
-        if self.format == "messages":
+        if self.format in ("messages", "sharegpt"):
             return "chat"
-        if self.records and self.labels <= min(200, self.records // 3):
+        pairs = self.format in ("alpaca", "prompt_completion", "text_target")
+        if pairs and self.records and self.labels <= self.records // 2:
             return "classification"
         return "correction" if self.format == "text_target" else "qa"
 
@@ -152,6 +155,7 @@ def example_data() -> bytes:
 
 def render(name: str, guess: Guess, who: Mapping[str, list[str]], data_file: str) -> str:
     """The commented `project.yaml` of a new project."""
+    formats = ", ".join(name for name in get_args(Format) if name != guess.format)
     metric = {"classification": "exact_match", "correction": "chrf"}.get(guess.task, "token_f1")
     base = "embedded/tiny-t5" if guess.task == "correction" else "embedded/tiny-causal"
     columns = (
@@ -173,7 +177,7 @@ people:  # each must be allowed in the platform policy; an owner never signs
   approvers: {_flow(who["approvers"])}  # let a release go to production
 
 dataset:
-  format: {guess.format}  # alpaca, prompt_completion, text_target or messages{columns}
+  format: {guess.format}  # or: {formats}{columns}
   sources:  # rows are shared out 80/10/10; a source with `split: test` is the test instead
     - {{name: rows, path: {_flow(f"data/{data_file}")}}}
 

@@ -90,6 +90,7 @@ def _judge(draft: Draft, facts: "Facts", inputs: DatasetInputs) -> None:
         "kinds": facts.kinds,
         "languages": facts.languages,
         "synthetic": facts.synthetic,
+        "images": facts.images,
         "near_duplicates": facts.near,
         "contaminated": facts.contaminated,
         "format": facts.format,

@@ -39,7 +39,8 @@ def load(splits: Path, tokenizer: "PreTrainedTokenizerBase", family: str, max_to
     Record ids are hashes, so the first rows in their order are a fair sample for validation loss.
 
     Raises:
-        InputInvalid: a record has no answer token left within `max_tokens`; it names some of them.
+        InputInvalid: a record has no answer token left within `max_tokens`, or is of a kind that would
+            be learnt wrongly; it names some of them.
     """
     train, truncated = _examples(splits / "train.parquet", tokenizer, family, max_tokens)
     validation, _ = _examples(splits / "validation.parquet", tokenizer, family, max_tokens, VALIDATION_ROWS)
@@ -83,15 +84,15 @@ def _check_kinds(rows: list[dict[str, Any]], where: str) -> None:
         extra = json.loads(row.get("extra") or "{}")
         if "label" in extra:
             meant.setdefault("labels (good or bad answers)", []).append(row["record_id"])
-        if "tools" in extra or '"tool_calls"' in (row["messages"] or ""):
+        if "tools" in extra or '"tool_calls":[' in (row["messages"] or ""):
             meant.setdefault("tools, which the chat template does not render", []).append(row["record_id"])
-        if '"images"' in (row["messages"] or ""):
+        if '"images":[' in (row["messages"] or ""):
             meant.setdefault("images, which the base model does not see", []).append(row["record_id"])
     if meant:
         raise InputInvalid(
             [
                 Problem(
-                    f"method sft cannot learn from {len(ids)} records with {what}",
+                    f"method sft cannot learn from {len(ids)} of {len(rows)} records: they have {what}",
                     where,
                     f"record {', '.join(ids[:_NAMED])}",
                     "leave them out, or give them as messages of text alone",

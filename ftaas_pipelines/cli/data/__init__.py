@@ -2,7 +2,7 @@
 
 import typer
 
-from ftaas_pipelines.cli.data import catalog, exchange, rows
+from ftaas_pipelines.cli.data import catalog, exchange, rows, synthesis
 
 app = typer.Typer()
 app.command("list")(catalog.list_)
@@ -12,3 +12,5 @@ app.command()(exchange.diff)
 app.command()(exchange.export)
 app.command()(catalog.card)
 app.command()(catalog.croissant)
+app.command()(synthesis.generate)
+app.command()(synthesis.label)

@@ -42,9 +42,23 @@ def rows(
         document |= reading.facts | {"rows": [example.as_dict() for example in examples]}
         emit(as_json, document, lambda screen: rendering.show(screen, reading, examples))
         return
-    lines = [(short(row["record_id"]), row["source"], row["prompt"], row["answer"]) for row in found]
+    if artifact.kind == "dataset":
+        places = view.origins(artifact, [row["record_id"] for row in found])
+        for row in found:
+            row["came_from"] = places.get(row["record_id"], [])
+    lines = [(short(row["record_id"]), _place(row), row["prompt"], row["answer"]) for row in found]
 
     def render(screen: Console) -> None:
-        screen.print(table(("record", "source", "prompt", "answer"), lines) if lines else "no such rows")
+        screen.print(table(("record", "came from", "prompt", "answer"), lines) if lines else "no such rows")
 
     emit(as_json, {**document, "rows": found}, render)
+
+
+def _place(row: dict[str, Any]) -> str:
+    """The source of a record and its row there; and how many rows say the same."""
+    places: list[dict[str, Any]] = row.get("came_from", [])
+    if not places:
+        return row["source"]
+    first = next((p for p in places if p["source"] == row["source"]), places[0])
+    more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+    return f"{first['source']} row {first['row']}{more}"
