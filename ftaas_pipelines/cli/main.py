@@ -36,7 +36,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "cancel": ("run:cancel", "Stop what runs for a project; what can be resumed is saved."),
     "retry": ("run:retry", "Run again what failed."),
     "review": ("review:app", "The local inbox: list, show, decide."),
-    "data": ("data:app", "Dataset versions: list, show, rows, diff, export, card, croissant; generate, label."),
+    "data": (
+        "data:app",
+        "Dataset versions: list, show, rows, diff, export, card, generate, label.",
+    ),
     "model": ("model:app", "Adapters, Bentos and base models: list, show, verify, bases."),
     "ask": ("ask:ask", "Ask a deployment a question."),
     "trace": ("trace:trace", "Everything behind an answer or a digest, down to the rows."),

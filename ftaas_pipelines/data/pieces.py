@@ -237,4 +237,4 @@ def _json(held: bytes) -> Any:
             return orjson.loads(held)
         except orjson.JSONDecodeError:
             pass  # NaN, half a surrogate pair, a thousand levels; or broken, and `json` says where
-    return json.loads(held.rstrip().decode())  # a row that breaks off does so in its own line
+    return json.loads(held.rstrip(b" \t\r\n").decode())  # a row that breaks off does so in its own line

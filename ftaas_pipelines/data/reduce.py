@@ -91,7 +91,9 @@ class Rows:
         ends = np.cumsum(sizes).tolist()
         self.spans = [(f, end - size, end) for f, size, end in zip(folders, sizes, ends, strict=True)]
         self.split = np.repeat(np.array([declared[m["source"]] for m in metas], np.uint8), sizes)
-        self.source = np.repeat(np.array([files.index((m["sha256"], m["source"])) for m in metas], np.int32), sizes)
+        self.source = np.repeat(
+            np.array([files.index((m["sha256"], m["source"])) for m in metas], np.int32), sizes
+        )
         self.decided = np.zeros(len(self.keys.line), np.uint8)
 
     @property

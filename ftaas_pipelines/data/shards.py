@@ -111,13 +111,14 @@ def _cut_text(plain: containers.Plain, shown: str, size: int, shard: partial[Sha
 def _by_lines(stream: BinaryIO, at: int, line: int, end: int, size: int) -> Iterator[tuple[int, int, int]]:
     """Start, end and first line of every shard: where each line is a row, newlines need only be counted."""
     while at < end:
-        stop, newlines, block = at, 0, b""
+        stop, newlines, block, blank = at, 0, b"", True
         while stop - at < size and (block := stream.read(min(_BUFFER, at + size - stop))):
-            stop, newlines = stop + len(block), newlines + _newlines(block)
+            stop, newlines, blank = stop + len(block), newlines + _newlines(block), blank and block.isspace()
         while block and not block.endswith(b"\n"):
             block = stream.readline(_BUFFER)
-            stop, newlines = stop + len(block), newlines + block.endswith(b"\n")
-        yield at, stop, line
+            stop, newlines, blank = stop + len(block), newlines + block.endswith(b"\n"), False
+        if not blank:
+            yield at, stop, line
         at, line = stop, line + newlines
 
 

@@ -85,8 +85,11 @@ def columns(artifact: Artifact, names: list[str], prefix: str = "", table: str =
 
 
 def origins(artifact: Artifact, record_ids: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Where these records of a dataset version came from: source, sha256 of the file and row, of every row
-    that said the same."""
+    """Where these records of a dataset version came from: every row that said the same.
+
+    Returns:
+        By record_id: source, sha256 of the file and row number, of each.
+    """
     import pyarrow.dataset as ds
 
     from ftaas_pipelines.data.tables import PROVENANCE
