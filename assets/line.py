@@ -14,7 +14,7 @@ from typing import Any
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput, SplitsInputs, Verdict
 from ftaas_pipelines.data.sources import files, landing
 from ftaas_pipelines.data.sources.landing import Landing
-from ftaas_pipelines.data.splits import grow_from
+from ftaas_pipelines.data.splits.rules import grow_from
 from ftaas_pipelines.errors import FtaasError, Refused
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.governance import gates

@@ -29,8 +29,8 @@ from typing import Any
 import numpy as np
 from scipy.sparse import csr_array
 
-from ftaas_pipelines.data import minhash, near
-from ftaas_pipelines.data.duplicates import components
+from ftaas_pipelines.data.likeness import minhash, near
+from ftaas_pipelines.data.likeness.exact import components
 
 PARTS = ("pump", "gearbox", "main bearing", "coupling", "intake valve", "motor", "drive belt", "spindle",
          "hydraulic hose", "air filter", "level sensor", "frequency converter")  # fmt: skip

@@ -11,8 +11,8 @@ from collections import Counter
 from typing import Any
 
 from benchmarks import ROOT
-from ftaas_pipelines.data.privacy import Screen
-from ftaas_pipelines.data.records import Record
+from ftaas_pipelines.data.privacy.screen import Screen
+from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.projects.project import Entity, Privacy
 
 LABELLED = ROOT / "tests" / "data" / "personal_data.jsonl"

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from preparing import ROWS, dataset_spec, line, make_dataset, write
 
-from ftaas_pipelines.data import view
+from ftaas_pipelines.data.versions import view
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.store import Store
 

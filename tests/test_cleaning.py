@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftaas_pipelines.data import boilerplate, heuristics
-from ftaas_pipelines.data.cleaning import Cleaner
-from ftaas_pipelines.data.markup import code_spans, collapse, without_html
-from ftaas_pipelines.data.records import Record
+from ftaas_pipelines.data.cleaning import boilerplate, heuristics
+from ftaas_pipelines.data.cleaning.cleaner import Cleaner
+from ftaas_pipelines.data.cleaning.markup import code_spans, collapse, without_html
+from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.project import Cleaning
 

@@ -17,7 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 from preparing import ROWS, Silent, dataset_spec, make_dataset, make_splits, write
 
-from ftaas_pipelines.data import formats, tables, view
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.data.rows import formats
+from ftaas_pipelines.data.versions import view
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects.project import Cleaning, Privacy, Quality
 from ftaas_pipelines.stages import prepare

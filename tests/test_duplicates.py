@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import near_duplicates as benchmark
-from ftaas_pipelines.data import minhash, near
-from ftaas_pipelines.data.contamination import Contamination
-from ftaas_pipelines.data.duplicates import components, exact
+from ftaas_pipelines.data.likeness import minhash, near
+from ftaas_pipelines.data.likeness.contamination import Contamination
+from ftaas_pipelines.data.likeness.exact import components, exact
 
 WORDS = st.lists(st.sampled_from("alpha beta gamma delta äther 温度".split()), max_size=12).map(" ".join)
 

@@ -12,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftaas_pipelines.data import formats, readers, records, template_tokens
-from ftaas_pipelines.data.formats import FORMATS, Layout
-from ftaas_pipelines.data.readers import Row
-from ftaas_pipelines.data.records import Record, RowFault
+from ftaas_pipelines.data.raw import readers
+from ftaas_pipelines.data.raw.readers import Row
+from ftaas_pipelines.data.rows import formats, records, template_tokens
+from ftaas_pipelines.data.rows.formats import FORMATS, Layout
+from ftaas_pipelines.data.rows.records import Record, RowFault
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.store import digest_of
 

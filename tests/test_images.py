@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from preparing import make_dataset, write
 
-from ftaas_pipelines.data import images, tables
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.data.rows import images
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.project import Quality
 from ftaas_pipelines.store import Artifact, Store

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from stdnum import iban, luhn
 
 from benchmarks.privacy import HALF, LABELLED, labelled, rates
-from ftaas_pipelines.data import findings, toxicity
-from ftaas_pipelines.data.privacy import _BUILT_IN, Screen
-from ftaas_pipelines.data.profiles import SAFE_HARBOR
-from ftaas_pipelines.data.records import Record
+from ftaas_pipelines.data.privacy import findings, toxicity
+from ftaas_pipelines.data.privacy.profiles import SAFE_HARBOR
+from ftaas_pipelines.data.privacy.screen import _BUILT_IN, Screen
+from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.project import Entity, Privacy, Treatment
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ftaas_pipelines.data.formats import FORMATS
+from ftaas_pipelines.data.rows.formats import FORMATS
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects import catalog, importing, scaffold
 from ftaas_pipelines.projects import policy as policies

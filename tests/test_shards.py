@@ -20,8 +20,8 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ftaas_pipelines.data import containers, json_list, pieces, readers, shards
-from ftaas_pipelines.data.readers import Row
+from ftaas_pipelines.data.raw import containers, json_list, pieces, readers, shards
+from ftaas_pipelines.data.raw.readers import Row
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.store import file_digest
 

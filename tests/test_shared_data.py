@@ -17,9 +17,9 @@ from preparing import Silent, accounted_for
 from assets.line import open_line
 from ftaas_pipelines import settings
 from ftaas_pipelines.cli.data.catalog import open_card
-from ftaas_pipelines.data import croissant, view
-from ftaas_pipelines.data.card import render
-from ftaas_pipelines.data.export import TARGETS, export
+from ftaas_pipelines.data.versions import croissant, view
+from ftaas_pipelines.data.versions.card import render
+from ftaas_pipelines.data.versions.export import TARGETS, export
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.stages import prepare

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from assets.line import open_line
 from assets.making import pin_anchors
 from ftaas_pipelines import settings as platform_settings
-from ftaas_pipelines.data import placement, splitting, tables
-from ftaas_pipelines.data.placement import CHALLENGE, NONE, TEST, Before, Keys, Placement
-from ftaas_pipelines.data.splits import SPLITS, grow_from, share
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.data.splits import placement, splitting
+from ftaas_pipelines.data.splits.placement import CHALLENGE, NONE, TEST, Before, Keys, Placement
+from ftaas_pipelines.data.splits.rules import SPLITS, grow_from, share
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.project import Splits
 from ftaas_pipelines.store import Artifact, Store, digest_of

@@ -14,7 +14,7 @@ import pytest
 from preparing import make_dataset, write
 
 from ftaas_pipelines.data import pipeline, tables
-from ftaas_pipelines.data.records import Message, Record, identity
+from ftaas_pipelines.data.rows.records import Message, Record, identity
 from ftaas_pipelines.errors import InputInvalid, Refused, SpecUnusable
 from ftaas_pipelines.inference import bases, templates
 from ftaas_pipelines.projects.project import FullFineTuning, LoRA, Training

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from ftaas_pipelines.data import tables, view
-from ftaas_pipelines.data.diff import compare
-from ftaas_pipelines.data.export import export
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.data.versions import view
+from ftaas_pipelines.data.versions.diff import compare
+from ftaas_pipelines.data.versions.export import export
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance import retention
 from ftaas_pipelines.governance.ledger import Ledger

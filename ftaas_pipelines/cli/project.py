@@ -79,7 +79,8 @@ def _look_at(path: Path) -> tuple[scaffold.Guess, list[dict[str, Any]]]:
     Raises:
         InputInvalid: it cannot be read, or its columns fit no format.
     """
-    from ftaas_pipelines.data import formats, readers
+    from ftaas_pipelines.data.raw import readers
+    from ftaas_pipelines.data.rows import formats
 
     rows = readers.look(path)
     readers.raise_all(rows.problems)
@@ -92,7 +93,7 @@ def _look_at(path: Path) -> tuple[scaffold.Guess, list[dict[str, Any]]]:
 
 def _plain_cell(value: Any) -> Any:
     """A cell as JSON says it; of what JSON cannot hold, kind and size."""
-    from ftaas_pipelines.data import cells
+    from ftaas_pipelines.data.rows import cells
 
     try:
         return cells.plain(value, "")

@@ -20,22 +20,15 @@ from typing import Any
 
 import orjson
 
-from ftaas_pipelines.data import (
-    boilerplate,
-    engine,
-    formats,
-    gather,
-    pipeline,
-    readers,
-    records,
-    shards,
-    tables,
-)
+from ftaas_pipelines.data import engine, gather, pipeline, tables
+from ftaas_pipelines.data.cleaning import boilerplate
 from ftaas_pipelines.data.engine import Runner
-from ftaas_pipelines.data.formats import Layout
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
+from ftaas_pipelines.data.raw import readers, shards
+from ftaas_pipelines.data.raw.shards import Shard
 from ftaas_pipelines.data.reduce import Decided, reduce, wants_items
-from ftaas_pipelines.data.shards import Shard
+from ftaas_pipelines.data.rows import formats, records
+from ftaas_pipelines.data.rows.formats import Layout
 from ftaas_pipelines.data.sources import files as fingerprints
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
 from ftaas_pipelines.store import digest_of

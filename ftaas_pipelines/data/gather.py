@@ -16,11 +16,12 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
-from ftaas_pipelines.data import images, pipeline, tables
+from ftaas_pipelines.data import pipeline, tables
 from ftaas_pipelines.data.inputs import DatasetInputs, Verdict
-from ftaas_pipelines.data.messages import of_row
-from ftaas_pipelines.data.privacy import Screen
-from ftaas_pipelines.data.records import Record
+from ftaas_pipelines.data.privacy.screen import Screen
+from ftaas_pipelines.data.rows import images
+from ftaas_pipelines.data.rows.messages import of_row
+from ftaas_pipelines.data.rows.records import Record
 
 pc: Any = pyarrow.compute  # its functions are made at run time
 REASONS = (

@@ -26,17 +26,19 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from ftaas_pipelines.data import images, records, shards, tables
-from ftaas_pipelines.data.cleaning import Cleaner
-from ftaas_pipelines.data.findings import Finding
-from ftaas_pipelines.data.formats import Layout
-from ftaas_pipelines.data.images import Images
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.data.cleaning.cleaner import Cleaner
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
-from ftaas_pipelines.data.messages import Message
-from ftaas_pipelines.data.pieces import Piece, Row, understood
 from ftaas_pipelines.data.plain_pairs import Lane, Pairs
-from ftaas_pipelines.data.privacy import Screen
-from ftaas_pipelines.data.records import Record, RowFault
+from ftaas_pipelines.data.privacy.findings import Finding
+from ftaas_pipelines.data.privacy.screen import Screen
+from ftaas_pipelines.data.raw import shards
+from ftaas_pipelines.data.raw.pieces import Piece, Row, understood
+from ftaas_pipelines.data.rows import images, records
+from ftaas_pipelines.data.rows.formats import Layout
+from ftaas_pipelines.data.rows.images import Images
+from ftaas_pipelines.data.rows.messages import Message
+from ftaas_pipelines.data.rows.records import Record, RowFault
 from ftaas_pipelines.errors import Problem
 from ftaas_pipelines.projects.project import Duplicates
 
@@ -96,7 +98,7 @@ def lines(task: dict[str, Any]) -> dict[str, int]:
     A line in over 1% of all records is in over 1% of some shard's: without `boilerplate` in the task those
     are named; with it (the candidates of all shards) they are counted.
     """
-    from ftaas_pipelines.data import boilerplate
+    from ftaas_pipelines.data.cleaning import boilerplate
 
     job, found, seen = Task(**task), Counter[bytes](), 0
     work = _Shard(job)
@@ -267,7 +269,7 @@ class Made:
             self._sign([text.decode() for text in pairs.normal] if texts is None else texts)
 
     def _sign(self, texts: list[str]) -> None:
-        from ftaas_pipelines.data.minhash import signatures
+        from ftaas_pipelines.data.likeness.minhash import signatures
 
         self._bands.append(signatures(texts, self._threshold))
 
@@ -369,7 +371,7 @@ def _hex(packed: bytes) -> Any:
 
 
 def _none() -> Any:
-    from ftaas_pipelines.data.minhash import signatures
+    from ftaas_pipelines.data.likeness.minhash import signatures
 
     return signatures([])
 

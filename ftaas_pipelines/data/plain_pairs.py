@@ -18,14 +18,14 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.json as pj
 
-from ftaas_pipelines.data import pieces
-from ftaas_pipelines.data.cleaning import Cleaner
-from ftaas_pipelines.data.formats import FORMATS, Layout
+from ftaas_pipelines.data.cleaning.cleaner import Cleaner
 from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput
-from ftaas_pipelines.data.pieces import Piece
-from ftaas_pipelines.data.privacy import Screen
-from ftaas_pipelines.data.records import SYNTHETIC
-from ftaas_pipelines.data.shards import Shard
+from ftaas_pipelines.data.privacy.screen import Screen
+from ftaas_pipelines.data.raw import pieces
+from ftaas_pipelines.data.raw.pieces import Piece
+from ftaas_pipelines.data.raw.shards import Shard
+from ftaas_pipelines.data.rows.formats import FORMATS, Layout
+from ftaas_pipelines.data.rows.records import SYNTHETIC
 
 pc: Any = pyarrow.compute  # its functions are made at run time
 BLOCK = 4 * 2**20  # raw bytes looked at together

@@ -16,11 +16,14 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from ftaas_pipelines.data import duplicates, formats, near, readers, records, shards
-from ftaas_pipelines.data.contamination import Contamination
 from ftaas_pipelines.data.gather import REASONS
 from ftaas_pipelines.data.inputs import DatasetInputs
+from ftaas_pipelines.data.likeness import exact as duplicates
+from ftaas_pipelines.data.likeness import near
+from ftaas_pipelines.data.likeness.contamination import Contamination
 from ftaas_pipelines.data.pipeline import Keys, near_text
+from ftaas_pipelines.data.raw import readers, shards
+from ftaas_pipelines.data.rows import formats, records
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.store import file_digest
 

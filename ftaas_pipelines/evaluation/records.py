@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pyarrow.parquet as pq
 
-from ftaas_pipelines.data.messages import of_row
+from ftaas_pipelines.data.rows.messages import of_row
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.inference.templates import Message
 from ftaas_pipelines.metrics.baselines import Example

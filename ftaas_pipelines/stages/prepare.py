@@ -70,7 +70,9 @@ def _dataset(spec: Spec, inputs: DatasetInputs, store: Store, report: Report) ->
 
 def _judge(draft: Draft, facts: "Facts", inputs: DatasetInputs) -> None:
     """Quality, the facts that are part of the identity, and the report beside it."""
-    from ftaas_pipelines.data import dataset, quality, quality_page, tables
+    from ftaas_pipelines.data import dataset, tables
+    from ftaas_pipelines.data.quality import page as quality_page
+    from ftaas_pipelines.data.quality import suite as quality
 
     shares: dict[str, float] = {"records": facts.records, "dropped_share": facts.dropped_share}
     results = quality.run(
@@ -120,7 +122,7 @@ def _judge(draft: Draft, facts: "Facts", inputs: DatasetInputs) -> None:
 
 
 def _splits(spec: Spec, inputs: SplitsInputs, store: Store, report: Report) -> Artifact:
-    from ftaas_pipelines.data import splitting
+    from ftaas_pipelines.data.splits import splitting
 
     started = time.monotonic()
     anchors = store.get(inputs.anchors) if inputs.anchors else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftaas_pipelines.data.messages import of_row
+from ftaas_pipelines.data.rows.messages import of_row
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.inference import templates
 from ftaas_pipelines.training.plan import VALIDATION_ROWS

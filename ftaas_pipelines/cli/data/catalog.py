@@ -15,7 +15,7 @@ from ftaas_pipelines.cli.output import Json, emit, table
 from ftaas_pipelines.store import Artifact, short
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.data.card import Card
+    from ftaas_pipelines.data.versions.card import Card
 
 _SAID = ("owner", "vendor", "licence", "consent")
 Out = Annotated[Path | None, typer.Option(help="Write it to this file instead.")]
@@ -26,7 +26,7 @@ def list_(
     as_json: Json = False,
 ) -> None:
     """List dataset versions and splits, newest last: owner, cost, licence, consent, sign-offs."""
-    from ftaas_pipelines.data import catalog
+    from ftaas_pipelines.data.versions import catalog
     from ftaas_pipelines.governance.ledger import Ledger
 
     settings = configuration.load()
@@ -63,7 +63,7 @@ def list_(
 
 def show(digest: Digest, as_json: Json = False) -> None:
     """Show what a dataset version or splits hold, where every row went, and how they were made."""
-    from ftaas_pipelines.data import view
+    from ftaas_pipelines.data.versions import view
 
     artifact = artifacts.get(digest, KINDS, "data")
     if artifact.kind != "dataset":
@@ -102,7 +102,7 @@ def _aside_table(aside: list[dict[str, Any]]) -> Table:
 
 def card(digest: Digest, out: Out = None, as_json: Json = False) -> None:
     """Print the card of a dataset version, in Markdown."""
-    from ftaas_pipelines.data.card import render
+    from ftaas_pipelines.data.versions.card import render
 
     made = open_card(digest)
     text = render(made)
@@ -111,7 +111,7 @@ def card(digest: Digest, out: Out = None, as_json: Json = False) -> None:
 
 def croissant(digest: Digest, out: Out = None, as_json: Json = False) -> None:
     """Print Croissant 1.0 metadata of a dataset version, in JSON-LD."""
-    from ftaas_pipelines.data.croissant import metadata
+    from ftaas_pipelines.data.versions.croissant import metadata
 
     document = metadata(open_card(digest))
     _deliver(as_json, document, json.dumps(document, indent=1, ensure_ascii=False) + "\n", out)
@@ -119,7 +119,7 @@ def croissant(digest: Digest, out: Out = None, as_json: Json = False) -> None:
 
 def open_card(digest: str) -> "Card":
     """What the card of this dataset version, or of the one behind these splits, is made of."""
-    from ftaas_pipelines.data import card, catalog
+    from ftaas_pipelines.data.versions import card, catalog
     from ftaas_pipelines.governance.ledger import Ledger
 
     settings = configuration.load()

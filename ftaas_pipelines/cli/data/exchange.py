@@ -38,7 +38,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Say which rows came, went or changed from version A to version B."""
-    from ftaas_pipelines.data.diff import compare
+    from ftaas_pipelines.data.versions.diff import compare
 
     old, new = (dataset_of(artifacts.get(digest, KINDS, "data")) for digest in (before, after))
     found = compare(old, new, limit)
@@ -70,7 +70,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a dataset version or its splits for other tools; the ledger remembers who took what."""
-    from ftaas_pipelines.data.export import export
+    from ftaas_pipelines.data.versions.export import export
     from ftaas_pipelines.governance.ledger import Ledger
 
     settings = configuration.load()

@@ -27,7 +27,7 @@ def rows(
     as_json: Json = False,
 ) -> None:
     """Print rows, by record id."""
-    from ftaas_pipelines.data import view
+    from ftaas_pipelines.data.versions import view
 
     artifact = artifacts.get(digest, KINDS, "data")
     found = view.rows(

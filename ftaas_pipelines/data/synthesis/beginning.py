@@ -116,7 +116,7 @@ def _train(splits: Artifact | None) -> set[str] | None:
         return None
     import pyarrow.parquet as pq
 
-    from ftaas_pipelines.data import view
+    from ftaas_pipelines.data.versions import view
 
     ids: set[str] = set()
     for path in view.files(splits, "train"):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from ftaas_pipelines.data.minhash import (
+from ftaas_pipelines.data.likeness.minhash import (
     SKETCH,
     differing,
     jaccard,

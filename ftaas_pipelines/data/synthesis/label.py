@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftaas_pipelines.data import readers, records
-from ftaas_pipelines.data.records import Record
+from ftaas_pipelines.data.raw import readers
+from ftaas_pipelines.data.rows import records
+from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.data.synthesis import material, prompts, replies, work
 from ftaas_pipelines.data.synthesis.endpoint import Endpoint, Reply
 from ftaas_pipelines.data.synthesis.generate import Made

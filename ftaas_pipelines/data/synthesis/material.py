@@ -9,8 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftaas_pipelines.data import formats, readers, records, template_tokens
-from ftaas_pipelines.data.records import Record, RowFault
+from ftaas_pipelines.data.raw import readers
+from ftaas_pipelines.data.rows import formats, records, template_tokens
+from ftaas_pipelines.data.rows.records import Record, RowFault
 from ftaas_pipelines.data.sources.landing import Landing
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects.catalog import Loaded
@@ -73,7 +74,7 @@ def raw_rows(path: Path, encoding: str, spool: Path) -> Iterator[readers.Row]:
     Raises:
         InputInvalid: the file cannot be read at all.
     """
-    from ftaas_pipelines.data import shards
+    from ftaas_pipelines.data.raw import shards
 
     for shard in shards.cut(path, spool, encoding, "", path.name, str(path)):
         for row in shards.rows(shard):
@@ -150,7 +151,7 @@ def treat(rows: list[Record], loaded: Loaded) -> list[str | None]:
     Returns:
         For each row why it may not be seen at all (`personal_data`, `toxic`), or None.
     """
-    from ftaas_pipelines.data.privacy import Screen
+    from ftaas_pipelines.data.privacy.screen import Screen
 
     privacy = loaded.project.dataset.privacy
     named = {"names": privacy.names_model, "toxicity": privacy.toxicity_model}

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from ftaas_pipelines.data import template_tokens
+from ftaas_pipelines.data.rows import template_tokens
 from ftaas_pipelines.data.synthesis.material import Pair
 
 _DECODER = json.JSONDecoder()

@@ -1,0 +1,1 @@
+"""Rows that say the same: exactly, nearly, or in a split that is held apart."""

@@ -1,0 +1,1 @@
+"""Raw rows to records: the formats, what each row says, and a record's two identities."""

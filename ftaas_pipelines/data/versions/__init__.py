@@ -1,0 +1,1 @@
+"""Dataset versions for people: rows, differences, cards, exports, the catalog."""
