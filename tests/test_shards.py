@@ -252,7 +252,7 @@ def test_a_line_of_200_mb_is_passed_over_in_little_memory(tmp_path: Path, name: 
     program = f"""
 import resource
 from pathlib import Path
-from ftaas_pipelines.data import shards
+from ftaas_pipelines.data.raw import shards
 path = Path({str(path)!r})
 parts = shards.cut(path, path.parent, "utf-8", "main", "0" * 64, path.name)
 found = [row for part in parts for row in shards.rows(part)]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from preparing import make_dataset, write
 
-from ftaas_pipelines.data import pipeline, tables
+from ftaas_pipelines.data import made, tables
 from ftaas_pipelines.data.rows.records import Message, Record, identity
 from ftaas_pipelines.errors import InputInvalid, Refused, SpecUnusable
 from ftaas_pipelines.inference import bases, templates
@@ -54,8 +54,8 @@ def chat(*texts: str) -> list[Message]:
 
 def record(messages: list[Message], **extra: Any) -> dict[str, Any]:
     """A row of the record table, as `prepare` writes it."""
-    made = Record(identity(messages, extra), messages, "rows", None, 1, extra=extra)
-    return pipeline.row(made)
+    record = Record(identity(messages, extra), messages, "rows", None, 1, extra=extra)
+    return made.row(record)
 
 
 def faults(first: int, count: int) -> list[dict[str, Any]]:

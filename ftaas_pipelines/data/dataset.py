@@ -151,9 +151,8 @@ def prepare(
         0.85,
         "groups of buckets written",
     )
-    rejected = {digest for part in found for digest in part["rejected"]}
-    near = [pair for pair in made.decided.near if not {pair["a"], pair["b"]} & rejected]
-    tables.write_rows(out / "near.parquet", near, tables.NEAR)
+    near = gather.without(made.decided.near, [digest for part in found for digest in part["rejected"]])
+    tables.write(out / "near.parquet", near)
     tables.write_rows(out / "beside" / "quarantine.parquet", quarantined, tables.QUARANTINE)
     return _facts(inputs, made, found, len(near), quarantined)
 

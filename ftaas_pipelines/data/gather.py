@@ -16,7 +16,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute
 
-from ftaas_pipelines.data import pipeline, tables
+from ftaas_pipelines.data import made, tables
 from ftaas_pipelines.data.inputs import DatasetInputs, Verdict
 from ftaas_pipelines.data.privacy.screen import Screen
 from ftaas_pipelines.data.rows import images
@@ -186,8 +186,8 @@ class _Gather:
         record.language = row["language"]
         findings, _ = self.screen.screen([record])
         seen = [{name: getattr(f, name) for name in f.__dataclass_fields__} for f in findings]
-        made = {**pipeline.row(record), "group": row["group"]}
-        return made, pa.Table.from_pylist(seen, schema=tables.FINDINGS)
+        fixed = {**made.row(record), "group": row["group"]}
+        return fixed, pa.Table.from_pylist(seen, schema=tables.FINDINGS)
 
     def facts(self) -> dict[str, Any]:
         return {
@@ -207,7 +207,7 @@ class _Made:
         self.source, self.split, self.sha256 = meta["source"], meta["split"], meta["sha256"]
         self.reader: Any = pa.ipc.open_file(pa.OSFile(str(folder / "rows.arrow")))
         self.decided = np.load(folder / "decisions.npy")
-        first = pipeline.Keys.load(folder / "keys.npz").first
+        first = made.Keys.load(folder / "keys.npz").first
         self.cuts = np.searchsorted(first, np.arange(257))
         self._dropped, self._findings = (_read(folder / f"{n}.arrow") for n in ("dropped", "findings"))
 
@@ -273,6 +273,14 @@ def _on(findings: Any, kept: Any) -> Any:
     for name in ("record_id", "line"):
         findings = findings.filter(pc.is_in(findings[name], value_set=kept[name].combine_chunks()))
     return findings.group_by(tables.FINDINGS.names).aggregate([])
+
+
+def without(near: Any, rejected: list[str]) -> Any:
+    """The near-duplicate pairs (Arrow) of which reviewers rejected neither."""
+    gone = pa.array(sorted(rejected), pa.string())
+    for name in ("a", "b"):
+        near = near.filter(pc.invert(pc.is_in(near[name], value_set=gone)))
+    return near
 
 
 def _values(column: Any) -> Iterator[tuple[Any, int]]:

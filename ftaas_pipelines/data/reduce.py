@@ -15,18 +15,21 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.compute
 
+from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.gather import REASONS
 from ftaas_pipelines.data.inputs import DatasetInputs
 from ftaas_pipelines.data.likeness import exact as duplicates
 from ftaas_pipelines.data.likeness import near
 from ftaas_pipelines.data.likeness.contamination import Contamination
-from ftaas_pipelines.data.pipeline import Keys, near_text
+from ftaas_pipelines.data.made import Keys, near_text
 from ftaas_pipelines.data.raw import readers, shards
 from ftaas_pipelines.data.rows import formats, records
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.store import file_digest
 
+pc: Any = pyarrow.compute  # its functions are made at run time
 # Who keeps a record that several splits claim: the first. What others lose is dropped with the reason.
 SPLITS: tuple[str | None, ...] = ("test", "challenge", "validation", "train", None)
 _BLOCK = 20_000  # items compared with held-out texts at a time
@@ -39,12 +42,12 @@ class Decided:
 
     Attributes:
         kept: records that stay.
-        near: confirmed near-duplicate pairs among them: a, b (record_ids), jaccard.
+        near: confirmed near-duplicate pairs among them (Arrow, `tables.NEAR`), sorted.
         contaminated: training records that stand in a held-out split or a benchmark, by its name.
     """
 
     kept: int
-    near: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    near: Any = field(default_factory=tables.NEAR.empty_table)
     contaminated: dict[str, int] = field(default_factory=dict[str, int])
 
 
@@ -298,7 +301,7 @@ def _drop_near(rows: Rows, items: Items, edges: near.Edges) -> None:
     rows.drop((of_row >= 0) & lost[of_row] & rows.trains, "near_duplicate")
 
 
-def _pairs(rows: Rows, items: Items, edges: near.Edges) -> list[dict[str, Any]]:
+def _pairs(rows: Rows, items: Items, edges: near.Edges) -> Any:
     """The pairs whose two rows stay, by record_id, sorted; equal texts of two groups are such a pair too."""
     alive = rows.alive[items.row]
     both = alive[edges.i] & alive[edges.j]
@@ -308,12 +311,12 @@ def _pairs(rows: Rows, items: Items, edges: near.Edges) -> list[dict[str, Any]]:
     likeness = np.concatenate([edges.jaccard[both], np.ones(len(speaker))])
     needed = np.unique(np.concatenate([i, j]))
     if not len(needed):
-        return []
-    names: list[str] = rows.column(needed, ("record_id",))["record_id"].to_pylist()
-    a = [names[k] for k in np.searchsorted(needed, i)]
-    b = [names[k] for k in np.searchsorted(needed, j)]
-    pairs = [(*sorted(two), float(value)) for *two, value in zip(a, b, likeness, strict=True)]
-    return [{"a": x, "b": y, "jaccard": value} for x, y, value in sorted(pairs)]
+        return tables.NEAR.empty_table()
+    names = rows.column(needed, ("record_id",))["record_id"].combine_chunks()
+    a, b = (names.take(pa.array(np.searchsorted(needed, k))) for k in (i, j))
+    ordered = pc.less(a, b)
+    columns = [pc.if_else(ordered, a, b), pc.if_else(ordered, b, a), pa.array(likeness, pa.float64())]
+    return pa.table(columns, schema=tables.NEAR).sort_by([("a", "ascending"), ("b", "ascending")])
 
 
 def _siblings(rows: Rows, items: Items) -> tuple[Any, Any]:

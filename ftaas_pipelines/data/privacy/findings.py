@@ -1,7 +1,7 @@
 """What detectors see on records: kind and place, never the value.
 
 The detectors are in `contacts.py`, `identifiers.py`, `credentials.py`, `particulars.py`, `toxicity.py`
-and `person_names.py`; `privacy.py` runs them. One that did not run is listed as "not checked", so that
+and `person_names.py`; `screen.py` runs them. One that did not run is listed as "not checked", so that
 silence never reads as clean.
 """
 

@@ -143,7 +143,10 @@ def run(
     found: list[list[Result]] = []
     for piece in _pieces(tables):
         built = _build(expectations, list(piece.column_names), first_own)
-        results = _validate(context, f"records {len(found)}", piece.to_pandas(), built)
+        asked = {"record_id", *(e.kwargs["column"] for e in expectations if "column" in e.kwargs)}
+        named = asked if all("column" in e.kwargs for e in expectations) else set(piece.column_names)
+        frame = piece.select([c for c in piece.column_names if c in named]).to_pandas()
+        results = _validate(context, f"records {len(found)}", frame, built)
         found.append([_result(e, results[i], piece) for i, e in enumerate(expectations)])
     frame = pd.DataFrame({name: [round(value, 6)] for name, value in facts.items()})
     results = _validate(context, "facts", frame, _build(of_facts, list(facts), first_own=len(of_facts)))
@@ -220,6 +223,7 @@ def _validate(context: Any, name: str, frame: Any, built: list[Any]) -> dict[int
     asset = context.data_sources.add_pandas(name).add_dataframe_asset(name)
     batch = asset.add_batch_definition_whole_dataframe(name).get_batch({"dataframe": frame})
     outcome = batch.validate(gx.ExpectationSuite(name=name, expectations=built))
+    context.data_sources.delete(name)  # it would hold the frame as long as the context lives
     return {r.expectation_config.meta["key"]: r for r in outcome.results}  # in an order of its own
 
 

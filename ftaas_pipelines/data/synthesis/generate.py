@@ -88,7 +88,7 @@ class Generation:
         self.known.add([prompt for prompt, _ in texts], [text for _, text in texts])
 
     def _texts(self, row: dict[str, Any]) -> tuple[str, str]:
-        from ftaas_pipelines.data.pipeline import near_text
+        from ftaas_pipelines.data.made import near_text
 
         record = Pair(row["prompt"], row["completion"]).record()
         return record.normal_prompt, near_text(record, self.on)

@@ -84,7 +84,7 @@ def raw_rows(path: Path, encoding: str, spool: Path) -> Iterator[readers.Row]:
 
 def know(known: "Known", rows: Iterable[Record], on: str) -> Iterator[Record]:
     """Make rows known as they pass."""
-    from ftaas_pipelines.data.pipeline import near_text
+    from ftaas_pipelines.data.made import near_text
 
     iterator = iter(rows)
     while batch := list(islice(iterator, _BATCH)):

@@ -98,6 +98,8 @@ def origins(artifact: Artifact, record_ids: Iterable[str]) -> dict[str, list[dic
     folder = artifact.file("beside/provenance")
     paths = [p for p in sorted(folder.glob("*.parquet")) if any(_may_hold(artifact, p, i) for i in ids)]
     found: dict[str, list[dict[str, Any]]] = {}
+    if not paths:
+        return found
     rows: Any = ds.dataset([str(path) for path in paths], schema=PROVENANCE, format="parquet")
     for row in rows.to_table(filter=ds.field("record_id").isin(ids)).to_pylist():
         found.setdefault(row.pop("record_id"), []).append(row)
