@@ -104,7 +104,7 @@ class Rows:
         self.decided = np.zeros(len(self.keys.line), np.uint8)
 
     def forget_keys(self) -> None:
-        """Let go of the keys that have told duplicates, leaks and items; half a gigabyte at 10 million rows."""
+        """Let go of keys that have told duplicates, leaks and items: half a gigabyte at 10 million rows."""
         nothing = self.keys.content[:0].copy()
         self.keys = replace(self.keys, content=nothing, prompt=nothing, item=nothing)
 
