@@ -10,15 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.projects.project import Entity
 
 Severity = Literal["low", "medium", "high"]
-CHECKED = (
-    "email", "phone", "ip_address", "credit_card", "iban", "national_id", "medical_record_number",
-    "vehicle_id", "device_id", "secret",
-)  # fmt: skip
-NOT_CHECKED = ("person_names", "toxicity")
 
 
 class Span(NamedTuple):
@@ -68,19 +62,10 @@ class Finding:
     severity: Severity
 
 
-def find(records: Sequence[Record]) -> list[Finding]:
-    """Every finding on these records by the detectors that always run, sorted; nothing is rewritten."""
-    # Imported here: privacy.py stands on this module, and needs the heavy pyarrow.
-    from ftaas_pipelines.data.privacy.screen import Screen
-    from ftaas_pipelines.projects.project import Privacy
-
-    return Screen(Privacy(toxicity="off")).screen(records)[0]
-
-
 def counts(
     found: Iterable[Finding],
-    checked: Sequence[str] = CHECKED,
-    not_checked: Sequence[str] = NOT_CHECKED,
+    checked: Sequence[str],
+    not_checked: Sequence[str],
 ) -> dict[str, int | str]:
     """Findings by detector; "not checked" for those that did not run."""
     seen = Counter(f.detector for f in found)
