@@ -166,10 +166,12 @@ def _peak_mib(tmp_path: Path, store: Store, path: Path, **options: Any) -> tuple
     spec = dataset_spec(store, {"main": path}, **options)
     (tmp_path / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     program = """
-import resource, sys
+import sys
+from pathlib import Path
 from ftaas_pipelines.stages import prepare, program
 code = program.main("prepare", prepare.make)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+# ru_maxrss would count the process that started this one; VmHWM is this program's alone.
+print(int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) // 1024)
 sys.exit(code)
 """
     command = [sys.executable, "-c", program, "--spec", tmp_path / "spec.json", "--out", tmp_path / "o.json"]
