@@ -29,7 +29,12 @@ os.environ.update(
     }
 )
 
+import hypothesis
 import pytest
+
+if "FTAAS_CI" in os.environ:  # the same examples each time: what CI says of a change is about the change
+    hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+    hypothesis.settings.load_profile("same")
 
 ROOT = Path(__file__).parents[1]
 OWNER = "owen.owner@example.com"

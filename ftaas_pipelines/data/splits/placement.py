@@ -139,6 +139,12 @@ class _Placing:
         self.reasons[open_ & (moved | contradicts)] = _BRIDGES
         if self.before.frozen:
             self.reasons[self.takes_part & self.new & (here == TEST)] = _ALSO_IN_TEST
+        self._leave_out_made_in_test()  # now, or another record would go for the sake of one that goes
+
+    def _leave_out_made_in_test(self) -> None:
+        standing = self.takes_part & (self.reasons == NONE) & ~(self.before.frozen & ~self.new)
+        in_test = self.label[self.keys.groups] == TEST
+        self.reasons[standing & self.made & in_test] = _SYNTHETIC_IN_TEST
 
     def part(self) -> None:
         """Leave out the record that came last of each pair that stands in two splits.
@@ -303,10 +309,9 @@ class _Placing:
 
     def limit_synthetic(self) -> None:
         """Leave out synthetic records that stand in test, or are too many of train."""
+        self._leave_out_made_in_test()  # of groups that came into test since
         split = self.label[self.keys.groups]
         standing = self.takes_part & (self.reasons == NONE)
-        frozen = self.before.frozen & ~self.new
-        self.reasons[standing & self.made & (split == TEST) & ~frozen] = _SYNTHETIC_IN_TEST
         most = self.options.max_synthetic
         in_train = standing & (split == TRAIN)
         made = np.flatnonzero(in_train & self.keys.synthetic)
