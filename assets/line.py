@@ -23,9 +23,10 @@ from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.policy import load as load_policy
-from ftaas_pipelines.projects.project import Recipe, Splits
+from ftaas_pipelines.projects.project import Recipe
 from ftaas_pipelines.serving import deployments, runtime
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.serving.inputs import BentoInputs

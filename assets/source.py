@@ -12,7 +12,7 @@ from ftaas_pipelines.data.sources import landing
 from ftaas_pipelines.data.sources.landing import Landing
 from ftaas_pipelines.projects import data_files
 from ftaas_pipelines.projects.catalog import Loaded
-from ftaas_pipelines.projects.project import Source
+from ftaas_pipelines.projects.dataset import Source
 
 
 def define(loaded: Loaded) -> list[Definition]:

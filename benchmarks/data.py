@@ -151,7 +151,7 @@ def datasets_part(folder: Path, out: Path) -> Any:
 def ftaas(folder: Path, out: Path, whole: bool, runner: str, workers: int) -> None:
     """`prepare` as the platform runs it, through its stage program's own functions."""
     from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput, SplitsInputs
-    from ftaas_pipelines.projects.project import Cleaning, Duplicates, Privacy, Quality, Splits
+    from ftaas_pipelines.projects.dataset import Cleaning, Duplicates, Privacy, Quality, Splits
     from ftaas_pipelines.stages import prepare
     from ftaas_pipelines.stages.spec import Run, Spec
     from ftaas_pipelines.store import Store, file_digest

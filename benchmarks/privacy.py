@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks import ROOT
 from ftaas_pipelines.data.privacy.screen import Screen
 from ftaas_pipelines.data.rows.records import Record
-from ftaas_pipelines.projects.project import Entity, Privacy
+from ftaas_pipelines.projects.dataset import Entity, Privacy
 
 LABELLED = ROOT / "tests" / "data" / "personal_data.jsonl"
 HALF = 250

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftaas_pipelines.data.sources import files as fingerprints
-from ftaas_pipelines.projects.project import Cleaning, Duplicates, Privacy, Quality, Splits
+from ftaas_pipelines.projects.dataset import Cleaning, Duplicates, Privacy, Quality, Splits
 from ftaas_pipelines.stages import prepare
 from ftaas_pipelines.stages.spec import Run, Spec
 from ftaas_pipelines.store import Artifact, Store

@@ -14,7 +14,7 @@ from ftaas_pipelines.data.cleaning.cleaner import Cleaner
 from ftaas_pipelines.data.cleaning.markup import code_spans, collapse, without_html
 from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.projects.project import Cleaning
+from ftaas_pipelines.projects.dataset import Cleaning
 
 TOKENIZER = Path(__file__).parents[1] / "ftaas_pipelines/bases/tiny-causal"
 FOOTER = "Copyright 2026 Example Ltd. All rights reserved."

@@ -21,7 +21,7 @@ from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.rows import formats
 from ftaas_pipelines.data.versions import view
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.projects.project import Cleaning, Privacy, Quality
+from ftaas_pipelines.projects.dataset import Cleaning, Privacy, Quality
 from ftaas_pipelines.stages import prepare
 from ftaas_pipelines.store import Artifact, Store, file_digest
 

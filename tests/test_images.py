@@ -16,7 +16,7 @@ from preparing import make_dataset, write
 from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.rows import images
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.projects.project import Quality
+from ftaas_pipelines.projects.dataset import Quality
 from ftaas_pipelines.store import Artifact, Store
 
 FEW = Quality(min_records=1, max_dropped_share=1).model_dump()

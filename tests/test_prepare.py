@@ -26,7 +26,7 @@ from ftaas_pipelines.data.engine import Runner
 from ftaas_pipelines.data.inputs import DatasetInputs
 from ftaas_pipelines.data.plain_pairs import Lane
 from ftaas_pipelines.errors import FtaasError
-from ftaas_pipelines.projects.project import Cleaning, Duplicates
+from ftaas_pipelines.projects.dataset import Cleaning, Duplicates
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store, file_digest
 

@@ -19,7 +19,7 @@ from ftaas_pipelines.data.privacy.profiles import SAFE_HARBOR
 from ftaas_pipelines.data.privacy.screen import _BUILT_IN, Screen
 from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.projects.project import Entity, Privacy, Treatment
+from ftaas_pipelines.projects.dataset import Entity, Privacy, Treatment
 
 MAIL, PHONE, CARD = "ann.lee@example.org", "+44 20 7946 0958", "4111 1111 1111 1111"
 MRN = "M-482913"

@@ -31,8 +31,8 @@ from ftaas_pipelines.data.sources.landing import Landing
 from ftaas_pipelines.definitions import build
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects import catalog, data_files
+from ftaas_pipelines.projects.dataset import Source
 from ftaas_pipelines.projects.policy import load as load_policy
-from ftaas_pipelines.projects.project import Source
 from ftaas_pipelines.store import digest_of, file_digest
 from sensors import sources as sensor
 

@@ -21,7 +21,7 @@ from ftaas_pipelines.data.splits import placement, splitting
 from ftaas_pipelines.data.splits.placement import CHALLENGE, NONE, TEST, Before, Keys, Placement
 from ftaas_pipelines.data.splits.rules import SPLITS, grow_from, share
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.projects.project import Splits
+from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.store import Artifact, Store, digest_of
 
 

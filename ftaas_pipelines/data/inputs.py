@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ftaas_pipelines.projects.project import Cleaning, Duplicates, Privacy, Quality, Splits
+from ftaas_pipelines.projects.dataset import Cleaning, Duplicates, Privacy, Quality, Splits
 
 DATASET_CONTRACT = 2
 SPLITS_CONTRACT = 2

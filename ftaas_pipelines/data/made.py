@@ -14,7 +14,7 @@ from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.plain_pairs import Pairs
 from ftaas_pipelines.data.rows.messages import Message
 from ftaas_pipelines.data.rows.records import Record
-from ftaas_pipelines.projects.project import Duplicates
+from ftaas_pipelines.projects.dataset import Duplicates
 
 CONSTANT = ("source", "declared_split", "challenge")  # of a shard: not written with every row of it
 WORK: Any = pa.schema([f for f in tables.RECORDS if f.name not in CONSTANT]).append(

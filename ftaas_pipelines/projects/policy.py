@@ -13,12 +13,12 @@ from ftaas_pipelines.projects.project import (
     Environment,
     People,
     Project,
-    Section,
     Sensitivity,
     Signers,
     Thresholds,
     Tier,
 )
+from ftaas_pipelines.projects.section import Section
 
 ROLES = ("owner", "sme", "rai", "approver")
 

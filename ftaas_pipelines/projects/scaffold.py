@@ -13,8 +13,8 @@ import yaml
 
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects import catalog
+from ftaas_pipelines.projects.dataset import Format
 from ftaas_pipelines.projects.policy import PlatformPolicy
-from ftaas_pipelines.projects.project import Format
 
 _EXAMPLE_ROWS = (
     {"instruction": "Say where the spare key is.", "output": "In the grey box beside the gate."},

@@ -11,7 +11,7 @@ from typing import Any
 
 from ftaas_pipelines.data.cleaning.markup import code_spans
 from ftaas_pipelines.data.rows.records import Record
-from ftaas_pipelines.projects.project import Cleaning
+from ftaas_pipelines.projects.dataset import Cleaning
 
 LEAST_CHARACTERS = 20  # shorter lines ("Thank you!") are language, not boilerplate
 LEAST_RECORDS = 50

@@ -17,7 +17,7 @@ from ftaas_pipelines.data.cleaning import boilerplate as repeated
 from ftaas_pipelines.data.cleaning import heuristics, language, markup
 from ftaas_pipelines.data.rows.records import Record
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.projects.project import Cleaning
+from ftaas_pipelines.projects.dataset import Cleaning
 
 Step = Callable[[str], str]
 _BATCH = 128  # records: their joined texts stay in the processor's cache

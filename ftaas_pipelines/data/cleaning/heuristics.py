@@ -14,12 +14,12 @@ Scripts that write no spaces, or a syllable or word to a character (Han, kana, H
 every such character as a word; the mean word length is asked of the other words only.
 """
 
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from ftaas_pipelines.data.cleaning.markup import prose
+from ftaas_pipelines.data.rows.cells import is_json
 
 LEAST_WORDS = 20
 LEAST_LINES = 10
@@ -70,7 +70,7 @@ _CODE_LINE = re.compile(
 
 def judged(answer: str, keep_code: bool) -> str:
     """What of an answer the rules are asked of: nothing of JSON, and with `keep_code` no code either."""
-    if answer.lstrip()[:1] in ("{", "[") and _is_json(answer):
+    if answer.lstrip()[:1] in ("{", "[") and is_json(answer):
         return ""
     if not keep_code:
         return answer
@@ -189,11 +189,3 @@ def _lines(text: str) -> list[str]:
 
 def _share(pieces: Sequence[str], holds: Callable[[str], bool]) -> float:
     return sum(map(holds, pieces)) / len(pieces)
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True

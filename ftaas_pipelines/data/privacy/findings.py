@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from ftaas_pipelines.projects.project import Entity
+from ftaas_pipelines.projects.dataset import Entity
 
 Severity = Literal["low", "medium", "high"]
 

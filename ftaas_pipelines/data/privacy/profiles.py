@@ -13,7 +13,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from ftaas_pipelines.projects.project import Entity, Privacy, Treatment
+from ftaas_pipelines.projects.dataset import Entity, Privacy, Treatment
 
 # Found in every profile; the rest (url, date, address, age_over_89) only where a treatment is named, for
 # by itself none of it is personal.

@@ -24,7 +24,7 @@ from ftaas_pipelines.data.privacy.findings import Detector, Finding, Span, count
 from ftaas_pipelines.data.privacy.texts import places_of, readable
 from ftaas_pipelines.data.privacy.treatment import StandIns, rewrite
 from ftaas_pipelines.data.rows.records import Record
-from ftaas_pipelines.projects.project import Privacy, Treatment
+from ftaas_pipelines.projects.dataset import Privacy, Treatment
 
 # Of places equally long the first detector's holds: what a check digit proved goes before mere shape.
 _BUILT_IN = (

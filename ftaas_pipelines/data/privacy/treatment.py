@@ -7,7 +7,6 @@ guess: a pseudonym is personal data (GDPR, recital 26); `redact` where that matt
 
 import hashlib
 import hmac
-import json
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,7 +14,8 @@ from stdnum import iban, luhn
 
 from ftaas_pipelines.data.privacy.findings import Span
 from ftaas_pipelines.data.privacy.identifiers import vin_check
-from ftaas_pipelines.projects.project import Entity, Treatment
+from ftaas_pipelines.data.rows.cells import is_json
+from ftaas_pipelines.projects.dataset import Entity, Treatment
 
 _AREAS = ("202", "212", "303", "312", "404", "415", "503", "617", "713", "808")
 _NAMES = ("Alex", "Charlie", "Eden", "Jamie", "Kim", "Lou", "Noa", "Robin", "Sam", "Toni")
@@ -140,12 +140,4 @@ def _missing_quote(text: str, place: Span) -> str:
     before = text[max(0, place.start - 20) : place.start]
     if key := _VALUE_OF_KEY.search(before):
         return f'{key.group(1)}"'
-    return '"' if _IN_LIST.search(before) and _is_json(text) else ""
-
-
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return '"' if _IN_LIST.search(before) and is_json(text) else ""

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ftaas_pipelines.errors import InputInvalid, Problem
-from ftaas_pipelines.projects.project import Cleaning, Quality
+from ftaas_pipelines.projects.dataset import Cleaning, Quality
 
 PIECE_ROWS = 100_000
 _SHOWN_RECORDS = 3

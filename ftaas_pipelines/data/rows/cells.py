@@ -5,6 +5,7 @@ Errors name the column and the kind of what stands there, never a text: it may b
 
 import datetime
 import decimal
+import json
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -139,3 +140,12 @@ def _iso(value: Any) -> str:
     if isinstance(value, decimal.Decimal):
         return str(value)
     raise TypeError
+
+
+def is_json(text: str) -> bool:
+    """Whether a text is JSON as it stands."""
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -13,7 +13,7 @@ from ftaas_pipelines.data.sources import secrets
 from ftaas_pipelines.data.sources.fetched import Fetched, write_rows
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects import data_files
-from ftaas_pipelines.projects.project import Http, Pages
+from ftaas_pipelines.projects.dataset import Http, Pages
 
 T = TypeVar("T")
 WAITS_S = (1.0, 4.0)  # before the second and the third try

@@ -5,7 +5,7 @@ from typing import Any
 
 from ftaas_pipelines.data.sources.fetched import Fetched
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.projects.project import HuggingFace
+from ftaas_pipelines.projects.dataset import HuggingFace
 from ftaas_pipelines.store import digest_of
 
 _SAVED = ("state.json", "dataset_dict.json")  # what `save_to_disk` leaves

@@ -22,7 +22,7 @@ from ftaas_pipelines.data.sources import files
 from ftaas_pipelines.data.sources.fetched import Fetched
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects import data_files
-from ftaas_pipelines.projects.project import Source
+from ftaas_pipelines.projects.dataset import Source
 from ftaas_pipelines.store import Store, digest_of, hold
 
 _RECORD = "landing.json"

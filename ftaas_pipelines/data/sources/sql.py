@@ -13,7 +13,7 @@ from sqlalchemy.pool import NullPool
 from ftaas_pipelines.data.sources import secrets
 from ftaas_pipelines.data.sources.fetched import Fetched, plain, write_rows
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.projects.project import Sql
+from ftaas_pipelines.projects.dataset import Sql
 
 _MEND = "mend the source's sql.query"
 _AT_A_TIME = 1000

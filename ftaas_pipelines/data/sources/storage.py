@@ -10,7 +10,7 @@ from ftaas_pipelines.data.sources import secrets
 from ftaas_pipelines.data.sources.fetched import Fetched
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.projects import data_files
-from ftaas_pipelines.projects.project import Source
+from ftaas_pipelines.projects.dataset import Source
 from ftaas_pipelines.store import digest_of
 
 # What file systems call the facts that change with the bytes (S3, GCS, Azure, HDFS, SFTP, local).

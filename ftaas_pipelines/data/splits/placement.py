@@ -23,7 +23,7 @@ import numpy as np
 from ftaas_pipelines.data.splits import sharing
 from ftaas_pipelines.data.splits.rules import SPLITS
 from ftaas_pipelines.data.splits.sharing import TEST, TRAIN, VALIDATION, Shares, Strata
-from ftaas_pipelines.projects.project import Splits
+from ftaas_pipelines.projects.dataset import Splits
 
 NONE, CHALLENGE = -1, 3
 _BLOCK = 100_000

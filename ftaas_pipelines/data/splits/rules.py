@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftaas_pipelines.errors import Problem
-from ftaas_pipelines.projects.project import Splits
+from ftaas_pipelines.projects.dataset import Splits
 
 SPLITS = ("train", "validation", "test")
 LEAST_TRAIN = 8

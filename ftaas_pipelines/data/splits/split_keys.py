@@ -18,7 +18,7 @@ from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.splits.placement import CHALLENGE, NONE, Before, Keys
 from ftaas_pipelines.data.splits.rules import SPLITS, same_freeze
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.projects.project import Splits
+from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.store import Artifact, short
 
 _KEY = "S32"  # a sha256 as raw bytes

@@ -24,7 +24,7 @@ from ftaas_pipelines.data.splits.placement import CHALLENGE, NONE, REASONS, TEST
 from ftaas_pipelines.data.splits.rules import SPLITS, shortage
 from ftaas_pipelines.data.splits.split_keys import Gone
 from ftaas_pipelines.errors import InputInvalid, SpecUnusable
-from ftaas_pipelines.projects.project import Splits
+from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.store import Artifact, short
 
 _MOST_LABELS, _LEAST_PER_LABEL, _LABEL_CHARACTERS = 200, 5, 80

@@ -12,7 +12,7 @@ from ftaas_pipelines.data.synthesis.material import Pair
 from ftaas_pipelines.data.synthesis.methods import Asking, Evolve, FromDocuments, Method, SelfInstruct
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.catalog import Loaded
-from ftaas_pipelines.projects.project import Dataset, Source
+from ftaas_pipelines.projects.dataset import Dataset, Source
 from ftaas_pipelines.store import Artifact
 
 _HELD_OUT = ("validation", "test", "challenge")

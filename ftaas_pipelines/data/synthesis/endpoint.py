@@ -10,7 +10,7 @@ import pydantic
 
 from ftaas_pipelines.data.sources import secrets
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.projects.project import OpenUrl, Secret
+from ftaas_pipelines.projects.dataset import OpenUrl, Secret
 
 RETRIES = 5  # of a request that met 408, 409, 429, a 5xx or a broken connection
 _GO_ON = "then run the same command again: it goes on"

@@ -15,7 +15,7 @@ from ftaas_pipelines.data.rows.records import Record, RowFault
 from ftaas_pipelines.data.sources.landing import Landing
 from ftaas_pipelines.errors import InputInvalid, Problem
 from ftaas_pipelines.projects.catalog import Loaded
-from ftaas_pipelines.projects.project import Dataset, Source
+from ftaas_pipelines.projects.dataset import Dataset, Source
 
 if TYPE_CHECKING:
     from ftaas_pipelines.data.synthesis.known import Known
