@@ -28,6 +28,15 @@ class Settings:
     projects: Path = _setting(Path("projects"), "folder of project folders")
     policy: Path = _setting(Path("policy/platform.yaml"), "the platform policy")
     actor: str = _setting("", "who acts (an e-mail); empty: the OS user through actor_map")
+    profile: str = _setting("local", "local, or production: no local inbox, no demo identities")
+    may_sign_as: str = _setting(
+        "", "e-mails or patterns whose reviews this user may answer in the local inbox, comma-separated"
+    )
+    label_studio_url: str = _setting(
+        "", "Label Studio; empty: the one that `make dev` started, else the inbox"
+    )
+    label_studio_token: str = _setting("", "token of the platform's own Label Studio account", True)
+    label_studio_database: str = _setting("", "PostgreSQL URL of the Label Studio that we start", True)
     daemon: int = _setting(0, "1 where a daemon runs the line: it acts for each project's owner")
     actor_map: str = _setting("", "OS users and their e-mails: 'anna=anna@acme.org,ben=…'")
     ledger_url: str = _setting("", "SQLAlchemy URL of the ledger; empty: ledger.db in home", True)
@@ -41,10 +50,15 @@ class Settings:
     port_staging: int = _setting(8001, "public port of the staging endpoint")
     port_dagster: int = _setting(3000, "port of the Dagster UI")
     port_mlflow: int = _setting(5000, "port of the MLflow UI")
+    port_label_studio: int = _setting(8080, "port of Label Studio")
     lease_wait_s: int = _setting(3600, "seconds to wait for another run that makes the same thing")
     alert_webhook: str = _setting("", "URL that gets a JSON POST when a run fails", True)
     alert_email: str = _setting("", "address that gets a mail when a run fails")
-    smtp_url: str = _setting("", "smtp://user:password@host:port for alert_email", True)
+    notify_webhook: str = _setting("", "URL that gets a Slack-compatible POST when a review waits", True)
+    notify_email: int = _setting(0, "1: whoever is asked for a review gets a mail")
+    remind_days: int = _setting(3, "days after which a waiting review is brought to mind again")
+    smtp_url: str = _setting("", "smtp://user:password@host:port for every mail", True)
+    mail_from: str = _setting("", "sender of every mail; empty: alert_email")
 
     @property
     def store_path(self) -> Path:

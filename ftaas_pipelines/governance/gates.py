@@ -88,6 +88,11 @@ class Grant:
         return asdict(self)
 
 
+def policy_version(policy: PlatformPolicy) -> str:
+    """Digest of what a platform policy says, whatever its layout: stands in every ledger entry."""
+    return digest_of(policy.model_dump(mode="json"))
+
+
 def training_requirement(policy: PlatformPolicy, project: Project, splits: str) -> Requirement:
     """SME and Responsible-AI sign-off of the splits that an adapter is trained on."""
     roles = policy.reviews(project)

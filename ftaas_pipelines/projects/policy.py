@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
@@ -42,6 +42,22 @@ class TierPolicy(Section):
     rai: Signers = 1
     approvals: dict[Environment, Signers] = {"staging": 0, "production": 1}
     thresholds: Thresholds = Field(default={}, description="least test scores, as in a project")
+    row_sample: int = Field(default=0, ge=0, description="least rows that SMEs look at, as in a project")
+    reviewers_per_row: int = Field(default=1, ge=1, le=3)
+    sign_off_days: float | None = Field(
+        default=None, gt=0, description="a sign-off expires after so many days"
+    )
+    when_revoked: Literal["stop", "flag", "grace"] = Field(
+        default="flag", description="what becomes of a release that serves when its sign-off holds no more"
+    )
+    grace_days: float = Field(default=7.0, gt=0, description="of `grace`: then it is stopped")
+
+
+class BreakGlass(Section):
+    """Who may let one release through without its approvals for `hours`: two people, with a reason."""
+
+    people: list[str] = Field(default=[], description="e-mails or patterns; empty: nobody may")
+    hours: float = Field(default=24.0, gt=0, le=72)
 
 
 class Experiments(Section):
@@ -62,6 +78,7 @@ class PlatformPolicy(Section):
     )
     must_beat_naive: bool = Field(default=True, description="no release that loses to a naive baseline")
     experiments: Experiments = Experiments()
+    break_glass: BreakGlass = BreakGlass()
 
     @field_validator("tiers")
     @classmethod
@@ -91,6 +108,18 @@ class PlatformPolicy(Section):
         """How many approvers an environment asks for; 0: it passes by policy."""
         own = dict(project.reviews.approvals).get(environment, 0)  # type: ignore[arg-type]
         return max(self.tier(project).approvals.get(environment, 0), own)  # type: ignore[arg-type]
+
+    def row_sample(self, project: Project) -> int:
+        """How many rows SMEs look at: all up to so many, else a sample; 0: none."""
+        return max(self.tier(project).row_sample, project.reviews.row_sample)
+
+    def reviewers_per_row(self, project: Project) -> int:
+        return max(self.tier(project).reviewers_per_row, project.reviews.reviewers_per_row)
+
+    def sign_off_days(self, project: Project) -> float | None:
+        """After how many days a sign-off expires: the sooner of policy and project; None: never."""
+        asked = (self.tier(project).sign_off_days, project.reviews.sign_off_days)
+        return min((days for days in asked if days is not None), default=None)
 
     def thresholds(self, project: Project) -> dict[str, float]:
         """Least scores: the higher of policy and project, key by key."""

@@ -57,13 +57,27 @@ class People(Section):
         return lists[role]
 
 
+class Batch(Section):
+    """How often people are asked: a new review round is opened only when one of these is reached."""
+
+    rows: int = Field(default=1, ge=1, description="so many rows came, went or changed since the last round")
+    days: float = Field(default=0.0, ge=0, description="or so long ago was the last round opened")
+
+
 class Reviews(Section):
     """How many people must sign; the platform policy's minimum for the risk tier holds anyway."""
 
     sme: Signers | None = None
     rai: Signers | None = None
     approvals: dict[Environment, Signers] = {}
-    row_sample: int = Field(default=0, ge=0, description="rows to ask reviewers about; 0: none")
+    row_sample: int = Field(
+        default=0, ge=0, description="rows to ask SMEs about: all up to so many, else a sample; 0: none"
+    )
+    reviewers_per_row: int = Field(default=1, ge=1, le=3, description="2 or 3: agreement is measured")
+    batch: Batch = Batch()
+    sign_off_days: float | None = Field(
+        default=None, gt=0, description="a sign-off expires after so many days"
+    )
 
 
 class BaseModelRef(Section):
