@@ -8,7 +8,8 @@ from typing import Any
 import dagster as dg
 
 from assets import activity
-from assets.line import Line, anchors_pin
+from assets.data_line import anchors_pin
+from assets.line import Line
 from ftaas_pipelines.data.inputs import SplitsInputs
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Refused
 from ftaas_pipelines.stages.spec import Spec

@@ -5,7 +5,7 @@ from typing import Any
 import dagster as dg
 
 from assets.builder_types import Definition
-from assets.line import landing_root
+from assets.data_line import landing_root
 from assets.naming import common
 from ftaas_pipelines import settings
 from ftaas_pipelines.data.sources import landing

@@ -4,7 +4,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from assets import activity
-from assets.line import Line, NotMade, asset_names
+from assets.data_line import NotMade
+from assets.line import Line, asset_names
 from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.evidence import release_problems

@@ -4,7 +4,8 @@ import json
 
 import dagster as dg
 
-from assets.line import Line, NotMade, open_line
+from assets.data_line import NotMade
+from assets.line import Line, open_line
 from ftaas_pipelines import settings
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.governance import gates
