@@ -40,6 +40,9 @@ class Settings:
     daemon: int = _setting(0, "1 where a daemon runs the line: it acts for each project's owner")
     actor_map: str = _setting("", "OS users and their e-mails: 'anna=anna@acme.org,ben=…'")
     ledger_url: str = _setting("", "SQLAlchemy URL of the ledger; empty: ledger.db in home", True)
+    ledger_head: str = _setting(
+        "", "folder or URL for the ledger's signed heads, out of reach of its database; empty: in home alone"
+    )
     mlflow_uri: str = _setting("", "MLflow tracking URI; empty: mlflow.db in home", True)
     store: str = _setting("", "folder of artifacts; empty: store in home")
     threads: int = _setting(1, "CPU threads of one stage or engine; part of what fixes a digest")

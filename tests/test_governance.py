@@ -56,9 +56,10 @@ def test_the_database_itself_refuses_changes_and_gaps(ledger: Ledger, tmp_path: 
         "UPDATE ledger SET body = '{}' WHERE seq = 2",
         "DELETE FROM ledger WHERE seq = 3",
         "INSERT OR REPLACE INTO ledger "
-        "SELECT 2, at, kind, actor, project, subject, '{}', prev, hash, signature FROM ledger WHERE seq = 2",
-        "INSERT INTO ledger SELECT 9, at, kind, actor, project, subject, body, prev, hash, signature "
-        "FROM ledger WHERE seq = 3",
+        "SELECT 2, at, kind, actor, project, subject, '{}', prev, hash, signature, format, policy "
+        "FROM ledger WHERE seq = 2",
+        "INSERT INTO ledger SELECT 9, at, kind, actor, project, subject, body, prev, hash, signature, "
+        "format, policy FROM ledger WHERE seq = 3",
     ):
         with pytest.raises(sqlite3.IntegrityError):
             raw.execute(statement)

@@ -1,5 +1,7 @@
-"""`ftaas trace`: from an answer or a digest back to the rows and the people behind it."""
+"""`ftaas trace`: from an answer or a digest back to the rows and the people behind it, now or at a date."""
 
+import json
+import re
 from typing import Annotated, Any
 
 import typer
@@ -9,21 +11,28 @@ from rich.tree import Tree
 
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
+from ftaas_pipelines.cli.ledger import AsOf, checked
+from ftaas_pipelines.cli.trace_record import Record, read, words
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.governance.ledger import Ledger
+from ftaas_pipelines.governance.ledger import Ledger, open_ledger
 from ftaas_pipelines.serving import deployments
-from ftaas_pipelines.store import Artifact, Store
+from ftaas_pipelines.store import Artifact, Store, short
 
 _BEHIND = ("release", "bento", "evaluation", "adapter", "splits", "dataset")
+_PREFIX = re.compile(r"[0-9a-f]{8,63}")
 
 
 def trace(
-    subject: Annotated[str, typer.Argument(help="A response id (chatcmpl-…) or a digest.")],
+    subject: Annotated[
+        str, typer.Argument(help="A response id (chatcmpl-…), a digest, or the start of one (8 characters).")
+    ],
+    as_of: AsOf = "",
     as_json: output.Json = False,
 ) -> None:
-    """Everything behind an answer or a digest, down to the rows."""
+    """Everything behind an answer or a digest, down to the rows; with --as-of, what stood there then."""
+    until = checked(as_of)
     settings = configuration.load()
-    store, ledger = Store(settings.store_path), Ledger(settings.ledger, settings.home)
+    store, ledger = Store(settings.store_path), open_ledger(settings)
     answer: dict[str, Any] | None = None
     digest = subject
     if subject.startswith(("chatcmpl-", "cmpl-")):
@@ -33,27 +42,49 @@ def trace(
                 "no answer with this id is on record", "response", subject, "mind the whole id"
             )
         digest = str(answer["release"])
-    chain = _chain(store, store.get(digest))
+    chain = _chain(store, store.get(_whole(store, digest)))
     document = {
         "subject": subject,
+        "as_of": as_of or None,
         "answer": answer,
-        "artifacts": [
-            {
-                "kind": a.kind,
-                "digest": a.digest,
-                "folder": str(a.path),
-                "content": {k: v for k, v in a.content.items() if k != "scores"},
-                "sources": a.attestation.get("sources", {}),
-                "intact": not list(a.problems()),
-                "ledger": [
-                    {"seq": e.seq, "at": e.at, "kind": e.kind, "by": e.actor, **_said(e.body)}
-                    for e in ledger.entries(subject=a.digest)
-                ],
-            }
-            for a in chain
-        ],
+        "artifacts": [_artifact(ledger, a, until) for a in chain],
     }
     output.emit(as_json, document, lambda screen: _show(screen, document))
+
+
+def _artifact(ledger: Ledger, artifact: Artifact, until: str | None) -> dict[str, Any]:
+    named = json.dumps([artifact.manifest, artifact.attestation])
+    record = read(ledger, artifact.digest, set(re.findall(r"\b[0-9a-f]{64}\b", named)))
+    then, since = record.parted(until)
+    facts: dict[str, Any] = {
+        "kind": artifact.kind,
+        "digest": artifact.digest,
+        "folder": str(artifact.path),
+        "content": {k: v for k, v in artifact.content.items() if k != "scores"},
+        "sources": artifact.attestation.get("sources", {}),
+        "intact": not list(artifact.problems()),
+        "signed": then.signed(),
+        "ledger": then.as_dicts(),
+    }
+    if until:
+        facts |= {"since": since.as_dicts(), "signed_now": Record([*then.lines, *since.lines]).signed()}
+    return facts
+
+
+def _whole(store: Store, subject: str) -> str:
+    """The digest that begins like this.
+
+    Raises:
+        InputInvalid: none or several do.
+    """
+    if not _PREFIX.fullmatch(subject):
+        return subject
+    found = sorted({a.digest: a.kind for a in store.all() if a.digest.startswith(subject)}.items())
+    if len(found) == 1:
+        return found[0][0]
+    got = ", ".join(f"{kind} {short(digest)}" for digest, kind in found) or subject
+    what = "several artifacts begin like this" if found else "no artifact in the store begins like this"
+    raise InputInvalid(what, "digest", got, "give more of it; `ftaas ledger show` lists digests")
 
 
 def _chain(store: Store, start: Artifact) -> list[Artifact]:
@@ -73,24 +104,36 @@ def _chain(store: Store, start: Artifact) -> list[Artifact]:
     return sorted(found.values(), key=lambda a: order.get(a.kind, len(order)))
 
 
-def _said(body: dict[str, Any]) -> dict[str, Any]:
-    return {k: body[k] for k in ("role", "decision", "comment", "environment", "gate") if body.get(k)}
-
-
 def _show(screen: Console, document: dict[str, Any]) -> None:
     tree = Tree(Text(document["subject"], style="bold"))
-    answer = document["answer"]
+    answer, date = document["answer"], document["as_of"]
     if answer:
         tree.add(Text(f"answered at {answer['at']} by {answer['project']} in {answer['environment']}"))
     for artifact in document["artifacts"]:
-        intact = "" if artifact["intact"] else "  CHANGED SINCE IT WAS MADE"
-        branch = tree.add(Text(f"{artifact['kind']} {artifact['digest']}{intact}"))
-        for entry in artifact["ledger"]:
-            said = ", ".join(f"{k} {v}" for k, v in entry.items() if k not in ("seq", "at", "kind", "by"))
-            branch.add(
-                Text(f"#{entry['seq']} {entry['at']} {entry['kind']} by {entry['by']}  {said}", style="dim")
-            )
-        if artifact["kind"] == "dataset":
-            for name, digest in artifact["sources"].items():
-                branch.add(Text(f"source {name} {digest}"))
+        head = Text.assemble((artifact["kind"], "bold"), f" {artifact['digest']}")
+        branch = tree.add(head if artifact["intact"] else head.append("  CHANGED SINCE IT WAS MADE", "red"))
+        for name, digest in artifact["sources"].items() if artifact["kind"] == "dataset" else ():
+            branch.add(Text(f"source {name} {digest}"))
+        _show_signed(branch, f"signed on {date}" if date else "signed", artifact["signed"])
+        if date and artifact["signed_now"] != artifact["signed"]:
+            _show_signed(branch, "signed now", artifact["signed_now"])
+        _show_lines(branch, f"up to {date}" if date else "", artifact["ledger"])
+        _show_lines(branch, f"after {date}", artifact.get("since", []))
     screen.print(tree)
+
+
+def _show_signed(branch: Tree, title: str, signed: list[dict[str, Any]]) -> None:
+    for one in signed:
+        where = f" for {one['environment']}" if one["environment"] else ""
+        text = Text(f"{title}: {one['role']} {one['by']}{where}: {one['decision']} at {one['at']}")
+        if one["withdrawn"]:
+            text.append(f", withdrawn at {one['withdrawn']['at']}: {one['withdrawn']['why']}", "yellow")
+        branch.add(text)
+
+
+def _show_lines(branch: Tree, title: str, lines: list[dict[str, Any]]) -> None:
+    if lines and title:
+        branch = branch.add(Text(title))
+    for line in lines:
+        text = Text(f"#{line['seq']} {line['at']} {words(line)}", style="dim")
+        branch.add(text if line["authentic"] else text.append("  NOT WRITTEN BY THIS PLATFORM", "red"))

@@ -1,256 +1,345 @@
 """The append-only, hash-chained record of everything decided, released, looked at, revoked.
 
-Each entry carries the hash of the one before it. Triggers in the database refuse changes and gaps;
-every entry is signed (Ed25519), so that one written past this module shows; the newest hash stands
-also in a file beside the database, so that a cut tail shows.
+Each entry carries the hash of the one before it (`chain`). Triggers in the database refuse changes and
+gaps (`ledger_schema`); every entry is signed (Ed25519), so that one written past this module shows; the
+newest hash stands, signed, outside the database too (`heads`), so that a cut tail shows.
 """
 
+import contextlib
 import json
-import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy import event
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.governance import signing
-from ftaas_pipelines.store import canonical, digest_of, now
+from ftaas_pipelines.governance import chain, signing
+from ftaas_pipelines.governance import ledger_schema as schema
+from ftaas_pipelines.governance.chain import Verification
+from ftaas_pipelines.governance.entry import FORMAT, GENESIS, LOSS, Entry, New, Row
+from ftaas_pipelines.governance.heads import Head, Heads, Kept, look, make
+from ftaas_pipelines.governance.ledger_schema import ENTRIES
+from ftaas_pipelines.settings import Settings
+from ftaas_pipelines.store import canonical, now
 
-GENESIS = "0" * 64
+__all__ = ["GENESIS", "Entry", "Ledger", "New", "Verification", "open_ledger"]
 
-_METADATA = sa.MetaData()
-_ENTRIES = sa.Table(
-    "ledger",
-    _METADATA,
-    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
-    sa.Column("at", sa.Text, nullable=False),
-    sa.Column("kind", sa.Text, nullable=False, index=True),
-    sa.Column("actor", sa.Text, nullable=False),
-    sa.Column("project", sa.Text, nullable=False, index=True),
-    sa.Column("subject", sa.Text, nullable=False, index=True),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("prev", sa.Text, nullable=False),
-    sa.Column("hash", sa.Text, nullable=False),
-    sa.Column("signature", sa.Text, nullable=False),
-)
-# `INSERT OR REPLACE` passes UPDATE and DELETE triggers: the insert trigger checks the chain itself.
-_SQLITE_TRIGGERS = (
-    "CREATE TRIGGER IF NOT EXISTS ledger_no_update BEFORE UPDATE ON ledger "
-    "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-    "CREATE TRIGGER IF NOT EXISTS ledger_no_delete BEFORE DELETE ON ledger "
-    "BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END",
-    "CREATE TRIGGER IF NOT EXISTS ledger_chain BEFORE INSERT ON ledger "
-    "WHEN NEW.seq <> (SELECT COALESCE(MAX(seq), 0) + 1 FROM ledger) OR NEW.prev <> "
-    f"COALESCE((SELECT hash FROM ledger ORDER BY seq DESC LIMIT 1), '{GENESIS}') "
-    "BEGIN SELECT RAISE(ABORT, 'the entry does not continue the chain'); END",
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of the ledger. `subject` is the digest or name it speaks of."""
-
-    seq: int
-    at: str
-    kind: str
-    actor: str
-    project: str
-    subject: str
-    body: dict[str, Any]
-    prev: str
-    hash: str
-    signature: str
-
-    def computed_hash(self) -> str:
-        return digest_of(
-            {
-                "seq": self.seq,
-                "at": self.at,
-                "kind": self.kind,
-                "actor": self.actor,
-                "project": self.project,
-                "subject": self.subject,
-                "body": self.body,
-                "prev": self.prev,
-            }
-        )
-
-
-@dataclass(frozen=True)
-class Verification:
-    """The result of reading the whole chain. `first_bad` is `{"seq", "why"}` or None."""
-
-    ok: bool
-    entries: int
-    head: str
-    first_bad: dict[str, Any] | None
+_log = logging.getLogger(__name__)
+_OLD_HEAD = "ledger.head"  # of format 1: unsigned, in home
+_DO_RESTORE = "stop, keep a copy as evidence, and `ftaas ledger restore` the last good backup"
 
 
 class Ledger:
-    """The ledger at one SQLAlchemy URL; made where it does not exist.
+    """The ledger at one SQLAlchemy URL; made where it does not exist, brought up to date where it is old.
+
+    Safe for many threads and processes.
 
     Args:
-        url: `sqlite:///…` (one machine). PostgreSQL comes with the production profile.
-        home: folder of the signing key and of the head file.
+        url: `sqlite:///…` (one machine) or `postgresql://…`.
+        home: folder of the signing key and of the heads that are always kept.
+        policy: version digest of the platform policy: stands in every entry written here.
+        heads: another place for the signed heads, out of reach of who can write the database: a folder or
+            an fsspec URL.
 
     Raises:
-        InputInvalid: the place cannot be written.
+        InputInvalid: the database cannot be written, or a newer platform wrote it.
     """
 
-    def __init__(self, url: str, home: Path):
-        self.url, self.home = url, home
+    def __init__(self, url: str, home: Path, policy: str = "", heads: str = ""):
+        self.url, self.home, self.policy = url, home, policy
+        self._engine = schema.connect(url)
+        self._writer = self._engine.execution_options(writes=True)
+        self._where = sa.make_url(url).render_as_string(hide_password=True)
+        # The first is the one that must know the end; home knows what was written from here.
+        self.places = [Heads(heads)] if heads else []
+        self.places.append(Heads(home / "ledger_heads"))
+        self._continues = False
         try:
             home.mkdir(parents=True, exist_ok=True)
-            self._engine = sa.create_engine(url, connect_args={"timeout": 60})
-            # SQLAlchemy's default lets SQLite begin lazily; the chain needs the write lock first.
-            event.listen(self._engine, "connect", _autocommit_off)
-            event.listen(self._engine, "begin", _begin)
-            self._writer = self._engine.execution_options(writes=True)
-            with self._writer.begin() as connection:
-                if not sa.inspect(connection).has_table("ledger"):
-                    _METADATA.create_all(connection)
-                    for trigger in _SQLITE_TRIGGERS:
-                        connection.execute(sa.text(trigger))
-        except (OSError, OperationalError) as error:
+            with self._engine.connect() as connection:
+                spoken = schema.spoken(connection)
+            schema.check_format(spoken, self._where)
+            if spoken < FORMAT:
+                self._bring_up()
+        except (OSError, DBAPIError) as error:
             raise InputInvalid(
                 "the ledger cannot be written",
-                str(home),
-                str(getattr(error, "orig", error)),
-                "make the folder writable or set FTAAS_HOME elsewhere",
+                str(home) if url.startswith("sqlite") else self._where,
+                schema.database_error(error),
+                "make the folder writable or set FTAAS_HOME elsewhere"
+                if url.startswith("sqlite")
+                else "start the database, check FTAAS_LEDGER_URL, and open it once as the tables' owner",
             ) from error
 
-    def append(self, kind: str, subject: str, body: dict[str, Any], *, project: str, actor: str) -> Entry:
-        """Add one signed entry."""
+    def _bring_up(self) -> None:
+        old = self.home / _OLD_HEAD
+        with contextlib.suppress(FileNotFoundError):
+            # What the old file knows is kept before anything changes, also when it accuses the database.
+            known = json.loads(old.read_text("utf-8"))
+            self.places[-1].write(make(1, known["seq"], known["hash"], self.home))
         with self._writer.begin() as connection:
-            last = connection.execute(
-                sa.select(_ENTRIES.c.seq, _ENTRIES.c.hash).order_by(_ENTRIES.c.seq.desc()).limit(1)
-            ).first()
+            schema.lock(connection)
+            schema.bring_up(connection)
+        old.unlink(missing_ok=True)
+
+    # -- writing -------------------------------------------------------------------------------
+
+    def append(self, kind: str, subject: str, body: dict[str, Any], *, project: str, actor: str) -> Entry:
+        """Add one signed entry.
+
+        Raises:
+            FtaasError: the database is out of reach, or the ledger does not continue what was exported.
+        """
+        return self.append_many([New(kind, subject, body, project, actor)])[0]
+
+    def append_many(self, new: Sequence[New]) -> list[Entry]:
+        """Add signed entries, all or none, one after the other; exports one head.
+
+        Raises:
+            FtaasError: as `append`.
+        """
+        if not new:
+            return []
+        with self.writing() as (connection, last):
+            return self.add(connection, last, new)
+
+    @contextlib.contextmanager
+    def writing(self, restores: bool = False) -> Iterator[tuple[sa.Connection, Entry | None]]:
+        """One transaction that alone may append; yields the newest entry; exports the head after it.
+
+        Args:
+            restores: the ledger need not reach as far as the heads that are kept: it is about to.
+        """
+        known = None if self._continues or restores else [look(place, newest=True) for place in self.places]
+        with self._database(writes=True) as connection:
+            schema.lock(connection)
+            last = self._last(connection)
+            if known is not None:
+                self._check_continues(connection, last, known)
+            yield connection, last
+            newest, era = self._last(connection), self._era(connection)
+        self._continues = True
+        if newest and newest != last:
+            self._export(make(era, newest.seq, newest.hash, self.home))
+
+    def add(self, connection: sa.Connection, last: Entry | None, new: Sequence[New]) -> list[Entry]:
+        """Chain, sign and insert entries after `last`, within `writing`."""
+        made: list[Entry] = []
+        for one in new:
+            # A clock that was put back does not put the record back.
+            at = max(now(), last.at) if last else now()
+            body = json.loads(canonical(one.body))
             seq, prev = (last.seq + 1, last.hash) if last else (1, GENESIS)
-            body = json.loads(canonical(body))
-            entry = Entry(seq, now(), kind, actor, project, subject, body, prev, "", "")
-            hash_ = entry.computed_hash()
-            entry = replace(entry, hash=hash_, signature=signing.sign(self.home, hash_.encode()))
-            connection.execute(_ENTRIES.insert().values({**entry.__dict__, "body": canonical(body).decode()}))
-        self._write_head(entry)
-        return entry
+            last = Entry(
+                seq,
+                at,
+                one.kind,
+                one.actor,
+                one.project,
+                one.subject,
+                body,
+                prev,
+                "",
+                "",
+                FORMAT,
+                self.policy,
+            )
+            hash_ = last.computed_hash()
+            last = replace(last, hash=hash_, signature=signing.sign(self.home, hash_.encode()))
+            made.append(last)
+        connection.execute(ENTRIES.insert(), [entry.row._asdict() for entry in made])
+        return made
+
+    def export_head(self) -> Head | None:
+        """Sign the newest entry's hash and keep it in every place; None while the ledger is empty."""
+        with self._database() as connection:
+            newest, era = self._last(connection), self._era(connection)
+        if newest is None:
+            return None
+        head = make(era, newest.seq, newest.hash, self.home)
+        self._export(head)
+        return head
+
+    def _export(self, head: Head) -> None:
+        for place in self.places:
+            try:
+                place.write(head)
+            except Exception as error:  # each file system has errors of its own kind
+                # The entry stands; the next head speaks for this one too.
+                said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                _log.warning("the head of entry %d could not be kept in %s: %s", head.seq, place.place, said)
+
+    def _check_continues(self, connection: sa.Connection, last: Entry | None, known: Iterable[Kept]) -> None:
+        """Refuse to write on a ledger that was cut, replaced or signed by another key."""
+        count, era = last.seq if last else 0, self._era(connection)
+        if last:
+            first = Entry.of(
+                Row(*connection.execute(sa.select(ENTRIES).order_by(ENTRIES.c.seq).limit(1)).one())
+            )
+            if not self.is_authentic(first):
+                raise FtaasError(
+                    "the ledger was signed with another key",
+                    str(self.home / "keys"),
+                    do="put the installation's keys/platform.pem there, as on the machine that began it",
+                )
+        for place in known:
+            mark = next((m for m in place.marks if m.era >= era), None)
+            if mark is None:
+                continue
+            there = connection.execute(sa.select(ENTRIES.c.hash).where(ENTRIES.c.seq == mark.seq)).scalar()
+            if there is None or not str(there).startswith(mark.start):
+                raise FtaasError(
+                    f"the ledger ends at entry {count} and does not continue entry {mark.seq}, "
+                    "whose head is kept",
+                    place.heads.place,
+                    do=_DO_RESTORE,
+                )
+
+    # -- reading -------------------------------------------------------------------------------
 
     def entries(
         self,
-        kind: str | None = None,
+        kind: str | Sequence[str] | None = None,
         *,
         project: str | None = None,
         subject: str | None = None,
         as_of: str | None = None,
         authentic: bool = False,
+        limit: int | None = None,
     ) -> list[Entry]:
         """Entries in order, narrowed by kind, project, subject and time (ISO, inclusive by prefix).
 
         Args:
+            kind: one, or any of several.
             authentic: leave out what this installation did not write unchanged. Whatever decides
                 something reads so.
+            limit: only the newest so many.
         """
-        query = sa.select(_ENTRIES).order_by(_ENTRIES.c.seq)
-        for column, value in (("kind", kind), ("project", project), ("subject", subject)):
+        query = sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(limit)
+        kinds = [kind] if isinstance(kind, str) else kind
+        if kinds is not None:
+            query = query.where(ENTRIES.c.kind.in_(kinds))
+        for column, value in ((ENTRIES.c.project, project), (ENTRIES.c.subject, subject)):
             if value is not None:
-                query = query.where(_ENTRIES.c[column] == value)
+                query = query.where(column == value)
         if as_of:
-            query = query.where(_ENTRIES.c.at <= as_of + "~")
-        with self._engine.connect() as connection:
-            found = [_entry(row) for row in connection.execute(query)]
-        return [e for e in found if not authentic or self.is_authentic(e)]
+            query = query.where(ENTRIES.c.at <= as_of + "~")
+        with self._database() as connection:
+            found = [Entry.of(Row(*row)) for row in connection.execute(query)]
+        return [e for e in reversed(found) if not authentic or self.is_authentic(e)]
 
     def entry(self, entry_hash: str) -> Entry | None:
         """The entry with this hash, or None."""
-        with self._engine.connect() as connection:
-            row = connection.execute(sa.select(_ENTRIES).where(_ENTRIES.c.hash == entry_hash)).first()
-        return _entry(row) if row else None
+        with self._database() as connection:
+            row = connection.execute(sa.select(ENTRIES).where(ENTRIES.c.hash == entry_hash)).first()
+        return Entry.of(Row(*row)) if row else None
 
     @property
     def head(self) -> str:
         """Hash of the newest entry."""
-        with self._engine.connect() as connection:
-            row = connection.execute(
-                sa.select(_ENTRIES.c.hash).order_by(_ENTRIES.c.seq.desc()).limit(1)
-            ).first()
-        return row.hash if row else GENESIS
+        with self._database() as connection:
+            newest = connection.execute(sa.select(ENTRIES.c.hash).order_by(ENTRIES.c.seq.desc()).limit(1))
+            return newest.scalar() or GENESIS
 
-    def verify(self) -> Verification:
-        """Recompute every hash and signature and compare the end with the head file."""
-        prev, count = GENESIS, 0
-        bad: dict[str, Any] | None = None
-        for expected, entry in enumerate(self._all(), start=1):
-            count += 1
-            if bad is None:
-                bad = self._first_fault(entry, expected, prev)
-            prev = entry.hash
-        if bad is None:
-            bad = self._head_fault(count)
-        return Verification(bad is None, count, prev, bad)
-
-    def _all(self) -> Iterator[Entry]:
-        with self._engine.connect() as connection:
-            for row in connection.execute(sa.select(_ENTRIES).order_by(_ENTRIES.c.seq)):
-                yield _entry(row)
-
-    def _first_fault(self, entry: Entry, expected: int, prev: str) -> dict[str, Any] | None:
-        if entry.seq != expected:
-            return {"seq": expected, "why": "an entry is missing"}
-        if entry.prev != prev:
-            return {"seq": entry.seq, "why": "it does not continue the entry before it"}
-        if entry.computed_hash() != entry.hash:
-            return {"seq": entry.seq, "why": "its content was changed"}
-        if not self.is_authentic(entry):
-            return {"seq": entry.seq, "why": "its signature does not verify"}
-        return None
+    def rows(self) -> Iterator[Row]:
+        """Every entry as the database holds it, in order, of one moment; not all in memory at once."""
+        with self._database() as connection:
+            query = sa.select(ENTRIES).order_by(ENTRIES.c.seq).execution_options(yield_per=1000)
+            for row in connection.execute(query):
+                yield Row(*row)
 
     def is_authentic(self, entry: Entry) -> bool:
         """Whether this installation wrote the entry, unchanged: what the gates rely on."""
-        return entry.computed_hash() == entry.hash and signing.verify(
-            self.home, entry.hash.encode(), entry.signature
-        )
+        return entry.row.unchanged and signing.verify(self.home, entry.hash.encode(), entry.signature)
 
-    # -- head file: remembers how far the chain once reached -----------------------------------
+    # -- verifying -----------------------------------------------------------------------------
 
-    @property
-    def _head_file(self) -> Path:
-        return self.home / "ledger.head"
+    def verify(self, as_of: str | None = None, seen: Callable[[Row], None] | None = None) -> Verification:
+        """Recompute every hash and signature and hold the chain against the heads that were exported.
 
-    def _write_head(self, entry: Entry) -> None:
-        # After the commit: a crash in between leaves the file one behind, which is no fault.
-        temporary = self._head_file.with_name(f".ledger.head.{os.getpid()}.{entry.seq}")
-        temporary.write_bytes(canonical({"seq": entry.seq, "hash": entry.hash}))
-        temporary.replace(self._head_file)
+        Args:
+            as_of: give `entries` and `head` as they were then; everything is verified nevertheless.
+            seen: gets each entry as it was read for this.
+        """
+        known = [look(place) for place in self.places]  # before the rows, so that none can be ahead
+        key = signing.verifier(self.home)
+        broken: list[str] = []
+        reading = chain.read(self._readable(broken, seen), key, as_of)
+        bad = reading.first_bad
+        if bad is None and broken:
+            bad = {"seq": reading.count + 1, "why": f"the database cannot be read from here on: {broken[0]}"}
+        for place in known:
+            bad = bad or place.contradiction(reading, key)
+        bad = bad or _unknown_end(known[0], reading) or self._damage()
+        entries, head = reading.then if as_of else (reading.count, reading.head)
+        return Verification(bad is None, entries, head, bad, self._warnings(reading))
 
-    def _head_fault(self, count: int) -> dict[str, Any] | None:
-        if not self._head_file.exists():
-            return {"seq": count, "why": "the head file is missing"} if count else None
-        head = json.loads(self._head_file.read_text("utf-8"))
-        if head["seq"] > count:
-            return {"seq": count + 1, "why": f"entries up to {head['seq']} once stood here: the tail was cut"}
-        if self.entry(head["hash"]) is None:
-            return {"seq": head["seq"], "why": "the entry that the head file names is gone"}
-        return None
+    def _readable(self, broken: list[str], seen: Callable[[Row], None] | None) -> Iterator[Row]:
+        try:
+            for row in self.rows():
+                if seen:
+                    seen(row)
+                yield row
+        except FtaasError as error:
+            broken.append(error.problems[0].got)
+
+    def _damage(self) -> dict[str, Any] | None:
+        try:
+            with self._database() as connection:
+                return schema.damage(connection)
+        except FtaasError as error:
+            return {"seq": 1, "why": f"the database cannot be checked: {error.problems[0].got}"}
+
+    def _warnings(self, reading: chain.Reading) -> list[str]:
+        found: list[str] = []
+        with contextlib.suppress(FtaasError), self._database() as connection:
+            missing = schema.guards_missing(connection)
+            if missing:
+                found.append(f"the database no longer refuses changes: {', '.join(missing)} is gone or off")
+        with contextlib.suppress(Exception):  # out of reach: said already
+            newest, place = self.places[0].newest(), self.places[0].place
+            reach = newest.seq if newest and newest.era == reading.era else 0
+            if newest and reach < reading.count:
+                found.append(f"{place} is {reading.count - reach} entries behind; the next entry catches up")
+        return found
+
+    # -- plumbing ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _database(self, writes: bool = False) -> Iterator[sa.Connection]:
+        try:
+            with (self._writer if writes else self._engine).begin() as connection:
+                yield connection
+        except DBAPIError as error:
+            do = "check that the database runs and that its role may read and append"
+            said = schema.database_error(error)
+            raise FtaasError("the ledger's database does not do it", self._where, said, do) from error
+
+    def _last(self, connection: sa.Connection) -> Entry | None:
+        row = connection.execute(sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(1)).first()
+        return Entry.of(Row(*row)) if row else None
+
+    def _era(self, connection: sa.Connection) -> int:
+        given_up = sa.select(ENTRIES.c.body).where(ENTRIES.c.kind == LOSS)
+        body = connection.execute(given_up.order_by(ENTRIES.c.seq.desc()).limit(1)).scalar()
+        return int(json.loads(body).get("era", 1)) if body else 1
 
 
-def _entry(row: Any) -> Entry:
-    values = dict(row._mapping)
-    try:
-        return Entry(**{**values, "body": json.loads(values["body"])})
-    except ValueError as error:
-        raise FtaasError(
-            "an entry is not JSON", f"ledger entry {values['seq']}", do="restore a backup"
-        ) from error
+def open_ledger(settings: Settings, policy: str = "") -> Ledger:
+    """The ledger that the settings name, its heads kept where they say; `policy` as in `Ledger`."""
+    return Ledger(settings.ledger, settings.home, policy, settings.ledger_head)
 
 
-def _autocommit_off(connection: Any, _: Any) -> None:
-    connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
-
-
-def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+def _unknown_end(place: Kept, reading: chain.Reading) -> dict[str, Any] | None:
+    """Whether the place that must know the end does not: then a cut tail cannot be ruled out."""
+    after = reading.count + 1
+    if place.error:
+        return {"seq": after, "why": f"{place.heads.place} is out of reach: cut or not, cannot be said"}
+    if reading.count and not place.marks:
+        why = "holds no head: removed, or never exported (`ftaas ledger head` does)"
+        return {"seq": after, "why": f"{place.heads.place} {why}"}
+    return None

@@ -44,6 +44,9 @@ class TierPolicy(Section):
     thresholds: Thresholds = Field(default={}, description="least test scores, as in a project")
     row_sample: int = Field(default=0, ge=0, description="least rows that SMEs look at, as in a project")
     reviewers_per_row: int = Field(default=1, ge=1, le=3)
+    max_batch_rows: int = Field(
+        default=1000, ge=1, description="the largest reviews.batch.rows that a project may ask for"
+    )
     sign_off_days: float | None = Field(
         default=None, gt=0, description="a sign-off expires after so many days"
     )
@@ -58,6 +61,13 @@ class BreakGlass(Section):
 
     people: list[str] = Field(default=[], description="e-mails or patterns; empty: nobody may")
     hours: float = Field(default=24.0, gt=0, le=72)
+
+    @field_validator("people")
+    @classmethod
+    def _two_at_least(cls, people: list[str]) -> list[str]:
+        if len({p.lower() for p in people}) == 1 and "*" not in people[0]:
+            raise ValueError("it takes two people, and this names one; name another, or nobody")
+        return people
 
 
 class Experiments(Section):
@@ -171,10 +181,25 @@ def _loosened(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
         (("evaluation", "thresholds", key), value, tier.thresholds.get(key, value))
         for key, value in project.evaluation.thresholds.items()
     ]
+    # Left out, a project's own is zero or one; only what it says itself can loosen anything.
+    reviews = project.reviews
+    if "row_sample" in reviews.model_fields_set:
+        asked.append((("reviews", "row_sample"), reviews.row_sample, tier.row_sample))
+    if "reviewers_per_row" in reviews.model_fields_set:
+        asked.append((("reviews", "reviewers_per_row"), reviews.reviewers_per_row, tier.reviewers_per_row))
     for place, value, least in asked:
         if value is not None and value < least:
             what = f"loosens the platform policy, which asks for at least {least:g} at risk tier "
             yield place, what + project.risk_tier, f"{value:g}", "raise it or leave it out"
+    most = tier.sign_off_days
+    if most is not None and (reviews.sign_off_days or 0) > most:
+        what = f"loosens the platform policy, by which a sign-off expires after {most:g} days at risk tier "
+        do = "lower it or leave it out"
+        yield ("reviews", "sign_off_days"), what + project.risk_tier, f"{reviews.sign_off_days:g}", do
+    if tier.row_sample and reviews.batch.rows > tier.max_batch_rows:
+        what = f"loosens the platform policy: after {tier.max_batch_rows} rows people are asked at risk tier "
+        do = "lower it or leave it out"
+        yield ("reviews", "batch", "rows"), what + project.risk_tier, str(reviews.batch.rows), do
     margin = project.evaluation.champion_margin
     if margin > policy.max_champion_margin:
         what = f"loosens the platform policy, which allows at most {policy.max_champion_margin:g}"

@@ -117,7 +117,7 @@ def _look(spec: Spec, inputs: EvaluateInputs) -> int:
     Returns:
         How often this test split was looked at, this time included.
     """
-    ledger = Ledger(spec.run.ledger, spec.run.home)
+    ledger = Ledger(spec.run.ledger, spec.run.home, spec.run.policy, spec.run.ledger_head)
     body = {"input": spec.input_digest, "adapter": inputs.adapters["candidate"]}
     ledger.append(LOOK, inputs.splits, body, project=spec.project, actor=spec.run.actor)
     return len(ledger.entries(LOOK, project=spec.project, subject=inputs.splits))

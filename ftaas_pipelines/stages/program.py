@@ -108,7 +108,7 @@ def _make(
             raise Refused(
                 "the spec carries no grant", spec.asset, do="run it with `ftaas run`, or add --ungoverned"
             )
-        ledger = Ledger(spec.run.ledger, spec.run.home)
+        ledger = Ledger(spec.run.ledger, spec.run.home, spec.run.policy, spec.run.ledger_head)
         gates.check(ledger, spec.run.grant, gate="train", project=spec.project, digest=spec.inputs["splits"])
     if ungoverned and stage in NEEDS_GRANT:
         spec.run.experiment = True

@@ -17,7 +17,8 @@ class Run(BaseModel):
     """Where this run finds and puts things; nothing here changes what is made.
 
     `files` maps a source name to the files it is read from; `base_path` is the folder of the base
-    model; `grant` is what `governance.gates.require()` gave the asset (None when ungoverned).
+    model; `policy` is the version of the platform policy; `grant` is what `governance.gates.require()`
+    gave the asset (None when ungoverned).
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -25,6 +26,8 @@ class Run(BaseModel):
     home: Path
     store: Path
     ledger: str
+    ledger_head: str = ""
+    policy: str = ""
     actor: str
     files: dict[str, list[Path]] = {}
     benchmarks: dict[str, Path] = {}
