@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo dev test lint slow benchmarks clean
+.PHONY: help setup label-studio demo dev test lint slow benchmarks clean
 
 help:
 	@echo "make demo         raw rows to an answered question, on the embedded example"
-	@echo "make dev          the whole platform: Dagster UI :3000, MLflow :5000, endpoints"
+	@echo "make dev          the whole platform: Dagster UI :3000, MLflow :5000, Label Studio :8080, endpoints"
+	@echo "make label-studio Label Studio's own environment, 1 GB; make dev does it where it is missing"
 	@echo "make test         lint, types, import contracts, tests"
 	@echo "make slow         the tests that take minutes"
 	@echo "make benchmarks   the figures of docs/benchmarks.md and docs/performance.md"
@@ -23,6 +24,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $(READY)
+
+label-studio: setup
+	@$(BIN)/python -c "from resources.label_studio import installation; installation.install(print)"
 
 demo: setup
 	@$(BIN)/ftaas demo
@@ -48,6 +52,7 @@ benchmarks: setup
 	$(BIN)/python -m benchmarks.privacy
 	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.label_studio
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-label-studio* .pytest_cache .ruff_cache

@@ -31,6 +31,7 @@ os.environ.update(
 
 import hypothesis
 import pytest
+from label_studio import label_studio, label_studio_server  # noqa: F401  (fixtures of every test)
 
 if "FTAAS_CI" in os.environ:  # the same examples each time: what CI says of a change is about the change
     hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
@@ -76,8 +77,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "FTAAS_POLICY": tmp_path / "policy" / "platform.yaml",
         "FTAAS_ACTOR": OWNER,
     }
-    ports = free_ports(4)
-    for name, port in zip(("PRODUCTION", "STAGING", "DAGSTER", "MLFLOW"), ports, strict=True):
+    names = ("PRODUCTION", "STAGING", "DAGSTER", "MLFLOW", "LABEL_STUDIO")
+    for name, port in zip(names, free_ports(len(names)), strict=True):
         chosen[f"FTAAS_PORT_{name}"] = port
     for name, value in chosen.items():
         monkeypatch.setenv(name, str(value))

@@ -34,7 +34,8 @@ def codes(home: Path, project_factory: Callable[..., Path]) -> Path:
 @pytest.fixture
 def platform(codes: Path, ftaas: Run) -> Iterator["subprocess.Popen[bytes]"]:
     """`ftaas dev` until the end of the test; no process of it is left."""
-    dev = subprocess.Popen([sys.executable, "-m", "ftaas_pipelines.cli.main", "dev"])
+    command = [sys.executable, "-m", "ftaas_pipelines.cli.main", "dev", "--without-label-studio"]
+    dev = subprocess.Popen(command)
     try:
         wait_for(lambda: (settings.load().home / "dev.json").exists() or dev.poll() is not None, 150)
         assert dev.poll() is None, "make dev ended by itself"

@@ -8,23 +8,34 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
 import psutil
+import typer
 
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
-from ftaas_pipelines.errors import FtaasError, InputInvalid
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
+from ftaas_pipelines.governance.ledger import open_ledger
+from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
+from resources import label_studio
+from resources.label_studio import people
+from resources.label_studio.server import Server, running
 
 _READY_S = 120
 _STOP_S = 20
 
 
-def dev(as_json: output.Json = False) -> None:
-    """Dagster UI, MLflow UI and the deployed endpoints; Ctrl-C stops all of it."""
+def dev(
+    without_label_studio: Annotated[
+        bool, typer.Option("--without-label-studio", help="reviews stay in the local inbox")
+    ] = False,
+    as_json: output.Json = False,
+) -> None:
+    """Dagster UI, MLflow UI, Label Studio and the deployed endpoints; Ctrl-C stops all of it."""
     settings = configuration.load()
     if dagster_run.live_platform(settings):
         raise InputInvalid(
@@ -32,12 +43,21 @@ def dev(as_json: output.Json = False) -> None:
         )
     for name, port in (("DAGSTER", settings.port_dagster), ("MLFLOW", settings.port_mlflow)):
         _port_free(name, port)
+    # A server that the settings name is somebody else's to start.
+    ours = None if without_label_studio or settings.label_studio_url else Server(settings)
     children: dict[str, subprocess.Popen[bytes]] = {}
     started: list[str] = []
     try:
+        if ours:
+            ours.start(output.say)
+            assert ours.child is not None
+            children["label_studio"] = ours.child
         for name, command in _commands(settings).items():
-            children[name] = _start(settings, name, command)
+            children[name] = _start(settings, name, command, ours.variables if ours else {})
         _wait(settings, children)
+        if ours:
+            ours.wait(output.say)
+            _accounts(settings)
         started = [e for e in ENVIRONMENTS if deployments.start(settings, e)]
         note = {
             "process": dagster_run.process_tag(),
@@ -45,7 +65,9 @@ def dev(as_json: output.Json = False) -> None:
             "port_mlflow": settings.port_mlflow,
         }
         (settings.home / "dev.json").write_text(json.dumps(note), encoding="utf-8")
-        document = {"addresses": _addresses(settings), "stop": "Ctrl-C"}
+        document: dict[str, Any] = {"addresses": _addresses(settings), "stop": "Ctrl-C"}
+        if ours:
+            document["log_ins"] = str(people.passwords_file(settings.home))
         output.emit(as_json, document, lambda screen: _show(screen, settings))
         while all(child.poll() is None for child in children.values()):
             time.sleep(0.5)
@@ -55,10 +77,24 @@ def dev(as_json: output.Json = False) -> None:
         output.say("stopping")
     finally:
         (settings.home / "dev.json").unlink(missing_ok=True)
+        if ours:
+            ours.stop()
         for child in children.values():
             _stop(child)
         for environment in started:
             deployments.halt(settings, environment)
+
+
+def _accounts(settings: Settings) -> None:
+    """Accounts for the people of the projects; whoever cannot have one is named, and the rest goes on."""
+    tool = label_studio.connect(settings, open_ledger(settings))
+    assert tool is not None
+    projects, _ = catalog.load_all(settings.projects, settings.policy)
+    wanted = people.asked_of(loaded.project for loaded in projects)
+    output.say(f"accounts in Label Studio for {len(wanted)} people")
+    problems: list[Problem] = tool.provision(wanted)
+    for problem in problems:
+        output.say(str(problem))
 
 
 def _commands(settings: Settings) -> dict[str, list[str]]:
@@ -87,13 +123,16 @@ def _commands(settings: Settings) -> dict[str, list[str]]:
     }
 
 
-def _start(settings: Settings, name: str, command: list[str]) -> "subprocess.Popen[bytes]":
+def _start(
+    settings: Settings, name: str, command: list[str], more: dict[str, str]
+) -> "subprocess.Popen[bytes]":
     log = _log(settings, name)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         **settings.environ(),
         **dagster_run.dagster_environment(settings),
+        **more,
         "FTAAS_DAEMON": "1",
         "PYTHONWARNINGS": "ignore",
         "DO_NOT_TRACK": "true",
@@ -157,6 +196,8 @@ def _addresses(settings: Settings) -> dict[str, str]:
         "Dagster": f"http://127.0.0.1:{settings.port_dagster}",
         "MLflow": f"http://127.0.0.1:{settings.port_mlflow}",
     }
+    if note := running(settings.home):
+        found["Label Studio"] = note.url
     for d in deployments.deployments(settings):
         found[f"{d.project} ({d.env})"] = f"{d.url}/docs"
     return found
@@ -164,7 +205,11 @@ def _addresses(settings: Settings) -> dict[str, str]:
 
 def _show(screen: Any, settings: Settings) -> None:
     screen.print(output.facts(_addresses(settings).items()))
-    screen.print("no log-in is needed on this machine; Ctrl-C stops all of it")
+    if running(settings.home):
+        screen.print(f"log-ins of Label Studio: {people.passwords_file(settings.home)}; no other needs one")
+    else:
+        screen.print("no log-in is needed on this machine")
+    screen.print("Ctrl-C stops all of it")
 
 
 def _stop(child: "subprocess.Popen[bytes]") -> None:

@@ -19,9 +19,12 @@ import ftaas_pipelines
 from ftaas_pipelines import settings
 from ftaas_pipelines.cli.output import Json, emit, table
 from ftaas_pipelines.errors import FtaasError
-from ftaas_pipelines.governance.ledger import Ledger
+from ftaas_pipelines.governance.ledger import open_ledger
+from ftaas_pipelines.monitoring.backoff import Backoff
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.settings import Settings
+from resources import label_studio
+from resources.label_studio import installation, server
 
 PACKAGES = (
     "dagster",
@@ -88,13 +91,16 @@ def _checks(chosen: Settings) -> Iterator[Check]:
     yield _disk(chosen.home)
     yield from _projects(chosen)
     yield _ledger(chosen)
+    yield from _outbox(chosen)
     for name, port in (
         ("production endpoint", chosen.port_production),
         ("staging endpoint", chosen.port_staging),
         ("Dagster UI", chosen.port_dagster),
         ("MLflow UI", chosen.port_mlflow),
+        ("Label Studio", chosen.port_label_studio),
     ):
         yield _port(name, port)
+    yield _label_studio(chosen)
     yield _tool("chromium", "chromium", "screenshots and browser tests")
     yield _tool("psql", "postgresql-client", "the production profile's PostgreSQL")
     yield Check("network", "ok", "not asked: the embedded bases need none; Hub ids do")
@@ -165,13 +171,53 @@ def _ledger(chosen: Settings) -> Check:
     if not chosen.ledger_url and not (chosen.home / "ledger.db").exists():
         return Check("ledger", "ok", "none yet; the first run makes it")
     try:
-        found = Ledger(chosen.ledger, chosen.home).verify()
+        found = open_ledger(chosen).verify()
     except FtaasError as error:
         return Check("ledger", "fail", str(error), "see the line before")
     if found.first_bad:
         where = f"entry {found.first_bad['seq']}: {found.first_bad['why']}"
         return Check("ledger", "fail", where, "stop, keep a copy, and restore the last good backup")
-    return Check("ledger", "ok", f"{found.entries} entries, the chain holds")
+    said = "; ".join([f"{found.entries} entries, the chain holds", *found.warnings])
+    return Check("ledger", "ok", said)
+
+
+def _label_studio(chosen: Settings) -> Check:
+    name = "Label Studio"
+    if not chosen.label_studio_url and server.running(chosen.home) is None:
+        where = "reviews are in the local inbox"
+        if chosen.profile == "production":
+            do = "set FTAAS_LABEL_STUDIO_URL and FTAAS_LABEL_STUDIO_TOKEN"
+            return Check(name, "fail", "none, and production has no local inbox", do)
+        if installation.is_installed():
+            return Check(name, "ok", f"installed, not running; {where}")
+        return Check(name, "ok", f"not installed: `make dev` does it; {where}")
+    try:
+        tool = label_studio.connect(chosen, open_ledger(chosen))
+        assert tool is not None
+        found = f"{tool.url} ({tool.server}), {len(tool.people())} people may sign"
+    except FtaasError as error:
+        problem = error.problems[0]
+        return Check(name, "fail", f"{problem.where}: {problem.what}", problem.do)
+    return Check(name, "ok", found)
+
+
+def _outbox(chosen: Settings) -> Iterator[Check]:
+    if chosen.notify_email and not chosen.smtp_url:
+        yield Check("notices", "warn", "FTAAS_NOTIFY_EMAIL is set, FTAAS_SMTP_URL is not", "set both")
+    if chosen.smtp_url and not (chosen.mail_from or chosen.alert_email):
+        yield Check("notices", "warn", "mails have no sender", "set FTAAS_MAIL_FROM")
+    failing = list(Backoff(chosen.home))
+    for way, found in failing:
+        detail = f"fails since {found.since}, {found.times} times in a row: {found.why}"
+        yield Check(f"notices by {way}", "warn", detail, f"mend it; it is tried again at {found.again}")
+    if not failing:
+        ways = [n for n, on in (("mail", chosen.notify_email), ("webhook", chosen.notify_webhook)) if on]
+        said = (
+            f"waiting reviews are told by {' and '.join(ways)}"
+            if ways
+            else "nobody is told; see docs/notices.md"
+        )
+        yield Check("notices", "ok", said)
 
 
 def _port(name: str, port: int) -> Check:
