@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +159,32 @@ def test_a_project_may_not_loosen_the_policy(project_factory: Factory) -> None:
     assert any("at least 0.8 at risk tier high" in s for s in said)
     assert any("2 sme sign-off(s) are needed" in s for s in said)
     assert any("2 approver sign-off(s) are needed" in s for s in said)
+
+
+def test_a_project_may_not_ask_for_fewer_looks_or_a_longer_life_than_the_policy(
+    project_factory: Factory,
+) -> None:
+    own = "reviews: {row_sample: 50, reviewers_per_row: 1, sign_off_days: 90}\n"
+    path = project_factory(extra=own)
+    load(path)  # the policy asks for nothing of it
+    tier = "  low:\n    row_sample: 200\n    reviewers_per_row: 2\n    sign_off_days: 30\n"
+    edit(Path(os.environ["FTAAS_POLICY"]), ("  low:\n", tier))
+    said = "\n".join(str(p) for p in problems(path))
+    assert "at least 200 at risk tier low (got 50)" in said
+    assert "at least 2 at risk tier low (got 1)" in said
+    assert "expires after 30 days at risk tier low (got 90)" in said
+    edit(path, (own, ""))
+    load(path)  # what a project leaves out loosens nothing
+    tighter = "reviews: {row_sample: 500, reviewers_per_row: 3, sign_off_days: 7}\n"
+    load(edit(path, ("task: qa\n", f"task: qa\n{tighter}")))
+
+
+def test_break_glass_with_one_person_is_no_policy(project_factory: Factory) -> None:
+    policy = Path(os.environ["FTAAS_POLICY"])
+    text = policy.read_text("utf-8")
+    policy.write_text(re.sub(r"people: \[.*\]", "people: [a@b.org, A@b.org]", text), "utf-8")
+    with pytest.raises(InputInvalid, match="it takes two people"):
+        policies.load(policy)
 
 
 def test_owners_and_double_roles_do_not_count_as_signers(project_factory: Factory) -> None:

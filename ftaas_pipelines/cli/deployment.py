@@ -6,10 +6,13 @@ import typer
 from rich.console import Console
 
 from assets.line import Line, open_line
+from assets.withdrawal import require_serving
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance import gates
+from ftaas_pipelines.review import look_back
+from ftaas_pipelines.review.identity import may_answer_as
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.settings import ENVIRONMENTS
@@ -70,6 +73,9 @@ def rollback(name: Name, env: Env = "production", as_json: output.Json = False) 
     """Serve the release before this one, and pin the environment to it until `unpin`."""
     _known(env)
     line = open_line(name, configuration.load())
+    back = deployments.previous(line.settings, env, name)
+    if back:  # nothing to go back to is said by the rollback itself
+        require_serving(line, back.release, env)
     served = deployments.rollback(line.settings, env, name)
     release = line.store.get(served.release)
     body = {"environment": env, "adapter": release.content["adapter"], "url": served.url}
@@ -93,6 +99,39 @@ def unpin(name: Name, env: Env = "production", as_json: output.Json = False) -> 
     deployments.unpin(line.settings, env, name)
     line.ledger.append("unpin", env, {"environment": env}, project=name, actor=line.actor)
     _say(as_json, {"project": name, "env": env, "pinned": False}, f"{name} in {env} is no longer pinned")
+
+
+@app.command("break-glass")
+def break_glass(
+    name: Name,
+    reason: Annotated[str, typer.Option(help="What cannot wait, and why.")],
+    env: Env = "production",
+    by: Annotated[str, typer.Option("--as", help="Your e-mail (FTAAS_ACTOR, unless told).")] = "",
+    as_json: output.Json = False,
+) -> None:
+    """Let the newest release through without its approvals, for some hours: it takes two people."""
+    _known(env)
+    line = open_line(name, configuration.load())
+    by = by or line.settings.who
+    may_answer_as(line.settings, line.project, by)
+    word = look_back.break_the_glass(
+        line.ledger, line.deployment_requirement(env), line.policy, line.project, by=by, reason=reason
+    )
+    if word.complete:
+        output.say(f"BREAK-GLASS: {word.text}. Somebody else must look back at it:", style="bold red")
+        output.say(f"  ftaas review show {word.review}", style="bold red")
+    document = {
+        "project": name,
+        "env": env,
+        "release": word.entry.subject,
+        "by": by,
+        "complete": word.complete,
+        "until": word.until,
+        "review": word.review,
+        "entry": word.entry.seq,
+    }
+    do = f"`ftaas run {name}` deploys it" if word.complete else "have the second person run the same command"
+    _say(as_json, document, f"{word.text}; {do}")
 
 
 @app.command()

@@ -155,20 +155,17 @@ class _Gather:
         stale = list[str]()
         again = list[Any]()
         for row in table.filter(named).to_pylist():
-            holding = [v for v in self.verdicts[row["record_id"]] if v.content_id == row["content_id"]]
-            self.counts["verdict"].update(v.word for v in holding)
-            words = {v.word: v.text for v in holding}
-            if "reject" in words:
+            row, is_rejected, seen = self._applied(row)
+            if is_rejected:
                 rejected.append(
                     {"record_id": row["record_id"], "source": row["source"], "reason": "rejected"}
                 )
-            elif "fix" in words:
-                row, seen = self._fixed(row, words["fix"])
-                again.append(seen)
-            if words.keys() & {"reject", "fix"}:
-                stale.append(row["record_id"])  # what was found on the text as it was
-            if "reject" not in words:
+            else:
                 rows.append(row)
+                if seen is not None:
+                    again.append(seen)
+            if is_rejected or seen is not None:
+                stale.append(row["record_id"])  # what was found on the text as it was
         self.rejected += [r["record_id"] for r in rejected]
         others = table.filter(pc.invert(named))
         table = pa.concat_tables([others, pa.Table.from_pylist(rows, schema=tables.RECORDS)])
@@ -176,12 +173,35 @@ class _Gather:
         gone = pa.Table.from_pylist(rejected, schema=tables.DROPPED)
         return table.sort_by("record_id"), pa.concat_tables([found, *again]), gone
 
+    def _applied(self, row: dict[str, Any]) -> tuple[dict[str, Any], bool, Any]:
+        """What verdicts make of a row, whether it is rejected, and what detectors see on a correction.
+
+        A later reviewer may have spoken of what a correction made of it: that is followed, too.
+        """
+        seen, been = None, set[str]()
+        while row["content_id"] not in been:
+            been.add(row["content_id"])
+            holding = [v for v in self.verdicts[row["record_id"]] if v.content_id == row["content_id"]]
+            self.counts["verdict"].update(v.word for v in holding)
+            words = {v.word: v.text for v in holding}
+            if "reject" in words:
+                return row, True, None
+            if "fix" in words:
+                row, seen = self._fixed(row, words["fix"])
+        return row, False, seen
+
     def _fixed(self, row: dict[str, Any], text: str) -> tuple[dict[str, Any], Any]:
-        """A row with a reviewer's answer in place of its own, and what detectors see on it now."""
+        """A row with a reviewer's answer in place of its own, and what detectors see on it now.
+
+        Of a preference pair, the rejected answer as the correction means that the two change places.
+        """
         messages = of_row(row)
+        before = messages[-1]["content"]
         messages[-1] = {**messages[-1], "content": text}
         record = Record(row["record_id"], messages, row["source"], row["declared_split"], 0)
         record.extra = json.loads(row["extra"]) if row["extra"] else {}
+        if record.extra.get("rejected") == text:
+            record.extra["rejected"] = before
         record.synthetic = json.loads(row["synthetic"]) if row["synthetic"] else None
         record.language = row["language"]
         findings, _ = self.screen.screen([record])
