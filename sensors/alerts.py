@@ -1,22 +1,15 @@
 """A failed run tells a person: stage, cause, log, newest checkpoint, and the command that goes on."""
 
-import logging
-import smtplib
-import ssl
-from email.message import EmailMessage
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 import dagster as dg
-import httpx
 
 from assets import activity
 from ftaas_pipelines import settings
+from ftaas_pipelines.monitoring import outbox
+from ftaas_pipelines.monitoring.outbox import NotSent
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.training.checkpoints import MARKER
-
-TIMEOUT_S = 10
-logging.getLogger("httpx").setLevel(logging.WARNING)  # at INFO it logs the URL, which may be a secret
 
 
 def describe(run: dg.DagsterRun, error: str, config: Settings) -> dict[str, Any]:
@@ -59,28 +52,17 @@ def send(alert: dict[str, Any], config: Settings) -> list[str]:
     failed: list[str] = []
     if config.alert_webhook:
         try:
-            httpx.post(config.alert_webhook, json=alert, timeout=TIMEOUT_S).raise_for_status()
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            failed.append(f"webhook: {type(error).__name__}")
+            outbox.post(config.alert_webhook, alert, "FTAAS_ALERT_WEBHOOK")
+        except NotSent as error:
+            failed.append(f"webhook: {error}")
     if config.alert_email and config.smtp_url:
+        subject = f"ftaas: {alert['project']}/{alert['stage']} failed"
+        text = "\n".join(f"{key}: {value}" for key, value in alert.items())
         try:
-            _mail(alert, config)
-        except (OSError, ValueError) as error:  # ValueError: the port of the URL is no number
-            failed.append(f"mail: {type(error).__name__}")
+            outbox.mail(config, config.alert_email, subject, text)
+        except NotSent as error:
+            failed.append(f"mail: {error}")
     return failed
-
-
-def _mail(alert: dict[str, Any], config: Settings) -> None:
-    url = urlparse(config.smtp_url)
-    message = EmailMessage()
-    message["Subject"] = f"ftaas: {alert['project']}/{alert['stage']} failed"
-    message["To"], message["From"] = config.alert_email, config.alert_email
-    message.set_content("\n".join(f"{key}: {value}" for key, value in alert.items()))
-    with smtplib.SMTP(url.hostname or "localhost", url.port or 25, timeout=TIMEOUT_S) as server:
-        if url.username:
-            server.starttls(context=ssl.create_default_context())  # without one, no certificate is checked
-            server.login(unquote(url.username), unquote(url.password or ""))
-        server.send_message(message)
 
 
 @dg.run_failure_sensor(

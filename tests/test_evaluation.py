@@ -328,15 +328,15 @@ def _results(candidate: list[str], references: list[str], prompts: list[str]) ->
 def test_the_headline_says_who_wins_and_a_tie_beats_nothing(
     candidate: list[str], verdict: str, beaten: bool
 ) -> None:
-    from ftaas_pipelines.evaluation import compare, report
+    from ftaas_pipelines.evaluation import compare, wording
 
     results = _results(candidate, ["good day", "well done"], ["good day", "wel done"])
     scores = compare.scores(results, "exact_match")
     assert scores["wins"]["naive"]["beaten"] is beaten
     assert scores["wins"]["champion"] is None
-    sentence = report.headline(scores)
+    sentence = wording.headline(scores)
     assert sentence == (
         f"The adapter {verdict} of the 2 test questions exactly; "
         "the untouched input 50.0%, the base model 0.0%."
     )
-    assert any("gate refuses" in remark for remark in report.remarks(scores)) is not beaten
+    assert any("gate refuses" in remark for remark in wording.remarks(scores)) is not beaten

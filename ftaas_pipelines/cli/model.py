@@ -1,13 +1,20 @@
 """`ftaas model`: adapters, what was scored and built of them, and the base models."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from ftaas_pipelines import settings
 from ftaas_pipelines.cli import artifacts
 from ftaas_pipelines.cli.output import Json, emit, table
-from ftaas_pipelines.store import short
+from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.governance.ledger import open_ledger
+from ftaas_pipelines.governance.requirement import policy_version
+from ftaas_pipelines.projects import catalog
+from ftaas_pipelines.projects.policy import load as load_policy
+from ftaas_pipelines.store import Artifact, short
 
 app = typer.Typer()
 _KINDS = ("adapter", "comparison", "candidate", "evaluation", "bento", "release")
@@ -30,6 +37,53 @@ def list_(
 def show(digest: Digest, as_json: Json = False) -> None:
     """Show what an adapter, evaluation, Bento or release is made of, and how it was made."""
     artifacts.emit_one(as_json, artifacts.get(digest, _KINDS, "model"))
+
+
+@app.command()
+def card(
+    subject: Annotated[
+        str, typer.Argument(metavar="DIGEST|NAME", help="A release, an adapter, or a project's newest.")
+    ],
+    to: Annotated[Path | None, typer.Option("--to", "--out", help="Write it to this file instead.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Print the card of a release or an adapter, in Markdown."""
+    from ftaas_pipelines.evaluation.cards.page import model_card
+
+    config = settings.load()
+    artifact = _release_or_adapter(subject)
+    spec = artifact.attestation.get("spec", {})
+    loaded = catalog.load_one(
+        config.projects, config.policy, artifact.content.get("project") or spec.get("project", "")
+    )
+    policy = load_policy(config.policy)
+    ledger = open_ledger(config, policy_version(policy))
+    text = model_card(artifacts.store(), ledger, artifact, loaded.project, policy)
+    if to:
+        to.write_text(text, encoding="utf-8")
+    said = f"written to {to}" if to else text.rstrip("\n")
+    document = {"digest": artifact.digest, "card": text}
+    emit(as_json, document, lambda screen: screen.out(said, highlight=False))
+
+
+def _release_or_adapter(subject: str) -> Artifact:
+    """By digest, or what a project last made: its release, else its newest adapter.
+
+    Raises:
+        InputInvalid: there is none.
+    """
+    store = artifacts.store()
+    head = store.head(subject, "release")
+    if head:
+        return store.get(head["output"])
+    made = [a for a in store.all("adapter") if a.attestation.get("spec", {}).get("project") == subject]
+    if made:
+        return made[-1]
+    if not (len(subject) >= 6 and all(c in "0123456789abcdef" for c in subject)):
+        raise InputInvalid(
+            "no release and no adapter is made of it", "project", subject, f"`ftaas run {subject}`"
+        )
+    return artifacts.get(subject, ("release", "adapter"), "model card")
 
 
 @app.command()

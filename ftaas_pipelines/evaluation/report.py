@@ -9,30 +9,19 @@ from ftaas_pipelines.evaluation.compare import CANDIDATE, CHAMPION, SLICES
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.evaluation.records import draw
 from ftaas_pipelines.evaluation.run import BASE, Results
+from ftaas_pipelines.evaluation.wording import (
+    METRIC_NAMES,
+    METRIC_NOTES,
+    SYSTEM_NAMES,
+    difference,
+    headline,
+    number,
+    remarks,
+    span,
+    words,
+)
 from ftaas_pipelines.metrics.bootstrap import LEVEL, RESAMPLES
 
-METRIC_NAMES = {
-    "exact_match": "Exact match",
-    "token_f1": "Token F1",
-    "rouge_l": "ROUGE-L",
-    "chrf": "chrF",
-    "loss": "Loss",
-}
-METRIC_NOTES = {
-    "exact_match": "answers equal to the reference; JSON compared as data",
-    "token_f1": "words shared with the reference, precision and recall",
-    "rouge_l": "longest common run of words, in order",
-    "chrf": "shared character sequences, 0 to 100, mean over records",
-    "loss": "nats a token of the reference answer; lower is better",
-}
-SYSTEM_NAMES = {
-    CANDIDATE: "adapter",
-    BASE: "base model",
-    CHAMPION: "champion",
-    "untouched_input": "untouched input",
-    "majority": "most frequent answer",
-    "retrieval": "nearest training prompt",
-}
 _LEFT, _RIGHT, _ROW = 150.0, 400.0, 30.0  # the plots' track and row height, in SVG units
 
 
@@ -51,72 +40,6 @@ class Facts:
     looks: int
 
 
-def number(metric: str, value: float) -> str:
-    """A score as people read it: percent for shares, one digit for chrF, three for loss."""
-    if metric == "loss":
-        return f"{value:.3f}"
-    return f"{value:.1f}" if metric == "chrf" else f"{100 * value:.1f}%"
-
-
-def span(metric: str, interval: Mapping[str, float]) -> str:
-    """An interval as people read it."""
-    low, high = number(metric, interval["low"]), number(metric, interval["high"])
-    return f"{low.removesuffix('%')} to {high}"
-
-
-def headline(scores: Mapping[str, Any], split: str = "test") -> str:
-    """Who wins, in one sentence of plain English, by the primary metric on the whole test split."""
-    metric, systems = scores["primary"], scores["sets"][split]["systems"]
-    win = scores["wins"]["naive"]
-
-    def score(label: str) -> str:
-        return number(metric, systems[label]["overall"][metric]["value"])
-
-    count = scores["sets"][split]["n"]
-    does = (
-        f"answers {score(CANDIDATE)} of the {count} {split} questions exactly"
-        if metric == "exact_match"
-        else f"reaches {METRIC_NAMES[metric]} {score(CANDIDATE)} on the {count} {split} questions"
-    )
-    base = f", the base model {score(BASE)}" if BASE in systems else ""
-    if not win:
-        return f"The adapter {does}{base}."
-    naive = f"the {SYSTEM_NAMES[win['baseline']]} {score(win['baseline'])}"
-    tie = win["candidate"] == win["other"]
-    verdict = "wins" if win["beaten"] else "ties" if tie else "loses"
-    return f"The adapter {verdict}: it {does}; {naive}{base}."
-
-
-def remarks(scores: Mapping[str, Any], split: str = "test") -> list[str]:
-    """What else a decision needs: the slices, the challenges, the champion, and what a loss means."""
-    metric, found = scores["primary"], []
-    name = METRIC_NAMES[metric].lower() if metric != "chrf" else "chrF"
-    win = scores["wins"]["naive"]
-    if win and not win["beaten"]:
-        found.append(
-            f"The {SYSTEM_NAMES[win['baseline']]} needs no model and does as well or better, "
-            "so the gate refuses this adapter whatever its other scores."
-        )
-    elif win and win["verdict"] != "better":
-        found.append("Its lead over the naive baseline is within chance: the interval includes zero.")
-    systems, slices = scores["sets"][split]["systems"], scores["sets"][split]["slices"]
-    if len(slices) > 1:
-        parts = [
-            f"{number(metric, systems[CANDIDATE][part][metric]['value'])} on the {count} {part} answers"
-            for part, count in slices.items()
-        ]
-        found.append(f"By kind of answer, {name} is {' and '.join(parts)}.")
-    for challenge, one in list(scores["sets"].items())[1:]:
-        value = number(metric, one["systems"][CANDIDATE]["overall"][metric]["value"])
-        found.append(f"On the challenge {_words(challenge)} ({one['n']} records) {name} is {value}.")
-    champion = scores["wins"][CHAMPION]
-    if champion:
-        found.append(
-            f"Against the champion in production: {champion['verdict']} ({_signed(metric, champion)})."
-        )
-    return found
-
-
 def render(results: Results, scores: Mapping[str, Any], facts: Facts) -> str:
     """The whole report as HTML."""
     import jinja2
@@ -133,7 +56,7 @@ def render(results: Results, scores: Mapping[str, Any], facts: Facts) -> str:
     systems = list(scores["sets"][split]["systems"])
     metrics = [primary, *(m for m in METRIC_NAMES if m != primary)]
     return environment.get_template("report.html.j2").render(
-        project=_words(facts.project),
+        project=words(facts.project),
         headline=headline(scores, split),
         remarks=remarks(scores, split),
         wins=_wins(scores),
@@ -154,16 +77,6 @@ def render(results: Results, scores: Mapping[str, Any], facts: Facts) -> str:
     )
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _signed(metric: str, difference: Mapping[str, float]) -> str:
-    scale, unit = (100, " points") if metric not in ("chrf", "loss") else (1, "")
-    value, low, high = (scale * difference[k] for k in ("value", "low", "high"))
-    return f"{value:+.1f}{unit}, {low:+.1f} to {high:+.1f}"
-
-
 def _table(name: str, one: Mapping[str, Any], metrics: Sequence[str]) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     for label, parts in one["systems"].items():
@@ -174,7 +87,7 @@ def _table(name: str, one: Mapping[str, Any], metrics: Sequence[str]) -> dict[st
             for m in metrics
         ]
         rows.append({"label": label, "name": SYSTEM_NAMES.get(label, label), "cells": cells})
-    return {"name": _words(name), "n": one["n"], "rows": rows}
+    return {"name": words(name), "n": one["n"], "rows": rows}
 
 
 def _plot(
@@ -226,7 +139,12 @@ def _wins(scores: Mapping[str, Any]) -> list[dict[str, str]]:
             other = SYSTEM_NAMES[win.get("baseline", key)]
             tone = {"better": "good", "worse": "bad"}.get(win["verdict"], "even")
             rows.append(
-                {"other": other, "difference": _signed(metric, win), "verdict": win["verdict"], "tone": tone}
+                {
+                    "other": other,
+                    "difference": difference(metric, win),
+                    "verdict": win["verdict"],
+                    "tone": tone,
+                }
             )
     return rows
 
