@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import activity
+from assets import activity, reviewing
 from assets.automation import when_signed
 from assets.builder_types import Definition
 from assets.line import open_line
@@ -55,7 +55,9 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
         with attempt(context, line, name):
             line.require_known_actor(name)
             requirement = line.training_requirement()
+            reviewing.reread(line, requirement, name)
         try:
+            line.require_row_review(name)
             grant = gates.require(line.ledger, requirement, asset=name, actor=line.actor)
         except Refused as refusal:
             with_dataset = key(loaded, "dataset") in context.job_def.asset_layer.selected_asset_keys

@@ -14,13 +14,16 @@ from ftaas_pipelines.data.inputs import DatasetInputs, SourceInput, SplitsInputs
 from ftaas_pipelines.data.sources import files, landing
 from ftaas_pipelines.data.sources.landing import Landing
 from ftaas_pipelines.data.splits.rules import grow_from
-from ftaas_pipelines.errors import FtaasError, Refused
-from ftaas_pipelines.governance.ledger import Ledger
+from ftaas_pipelines.errors import FtaasError, Problem, Refused
+from ftaas_pipelines.governance.ledger import Ledger, open_ledger
+from ftaas_pipelines.governance.requirement import policy_version
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.projects.policy import PlatformPolicy
+from ftaas_pipelines.review import row_standing, verdicts
+from ftaas_pipelines.review.row_standing import Progress, Terms
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Run, Spec, Stage
 from ftaas_pipelines.store import Artifact, Store, digest_of
@@ -48,7 +51,7 @@ class DataLine:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(self.settings.ledger, self.settings.home)
+        return open_ledger(self.settings, policy_version(self.policy))
 
     @property
     def actor(self) -> str:
@@ -151,11 +154,32 @@ class DataLine:
 
     @cached_property
     def verdicts(self) -> list[Verdict]:
-        """The latest word on each record, from the ledger."""
-        latest: dict[str, Verdict] = {}
-        for entry in self.ledger.entries("verdict", project=self.project.name, authentic=True):
-            latest[entry.subject] = Verdict(record_id=entry.subject, entry=entry.hash, **entry.body)
-        return [latest[key] for key in sorted(latest)]
+        """What reviewers said of records, from the row reviews that are closed."""
+        return verdicts.verdicts_of(self.ledger, self.store, self.project.name)
+
+    @property
+    def review_terms(self) -> Terms:
+        """What policy and project ask of a row review."""
+        return Terms.of(self.policy, self.project)
+
+    @property
+    def row_review(self) -> Progress:
+        """How the review of the rows stands that the dataset is made from."""
+        return row_standing.standing(
+            self.ledger, self.review_terms, row_standing.rows_digest(self.dataset_inputs())
+        )
+
+    def require_row_review(self, asset: str) -> None:
+        """Only a version whose rows were reviewed, where that is asked for, is signed and trained on.
+
+        Raises:
+            Refused: the row review is not closed; says who is awaited.
+        """
+        found = self.row_review
+        if not found.done:
+            where = f"{self.project.name}/{asset}"
+            do = f"open {found.link}" if "://" in found.link else f"`{found.link or 'ftaas review list'}`"
+            raise Refused([Problem(found.says, where, do=do)], waiting=row_review_awaited(found))
 
     def dataset_spec(self) -> Spec:
         return self._spec(
@@ -233,6 +257,8 @@ class DataLine:
                 home=self.settings.home.resolve(),
                 store=self.store.root,
                 ledger=self.settings.ledger,
+                ledger_head=self.settings.ledger_head,
+                policy=policy_version(self.policy),
                 actor=self.actor,
                 **run,
             ),
@@ -251,6 +277,22 @@ class DataLine:
             return self.store.find(digest())
         except NotMade:
             return None
+
+
+def row_review_awaited(found: Progress) -> list[dict[str, Any]]:
+    """Who is awaited for a row review: the `waiting` of interface.md."""
+    if found.done or not found.round:
+        return []
+    return [
+        {
+            "asset": row_standing.ASSET,
+            "role": "sme",
+            "who": found.who,
+            "since": found.since,
+            "link": found.link,
+            "review": found.round,
+        }
+    ]
 
 
 def landing_root(settings: Settings, loaded: Loaded) -> Path:

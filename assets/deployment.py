@@ -11,7 +11,9 @@ from assets.builder_types import Definition
 from assets.line import Line, open_line
 from assets.making import attempt, table
 from assets.naming import common, key
+from assets.withdrawal import STOPPED, require_serving, withdrawn
 from ftaas_pipelines import settings
+from ftaas_pipelines.evaluation.cards.approval import CHECKED
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
@@ -83,7 +85,11 @@ def _deployment(loaded: Loaded, environment: str) -> Definition:
             },
         )
         yield dg.AssetCheckResult(
-            passed=True, check_name="human_sign_off", asset_key=asset_key, metadata=grant.as_dict()
+            passed=True,
+            check_name="human_sign_off",
+            asset_key=asset_key,
+            metadata=grant.as_dict(),
+            description=gates.standing(line.ledger, requirement).said,
         )
 
     return deployment
@@ -95,11 +101,12 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
     Repeating it is harmless: what already serves stays, what is already recorded is not recorded again.
 
     Raises:
-        Refused: the environment is pinned to another release.
+        Refused: a sign-off behind it holds no more, or the environment is pinned to another release.
         FtaasError: it did not become healthy; what answered before still does.
     """
     project, ledger = line.project.name, line.ledger
     content = release.content
+    require_serving(line, release.digest, environment)
     wanted = deployments.release_to_serve(
         line.settings,
         project,
@@ -109,8 +116,9 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
         line.project.serving.max_new_tokens,
     )
     served = deployments.up(line.settings, environment, wanted, wait_s=HEALTHY_WITHIN_S)
-    said = [e for e in ledger.entries("deployment", project=project) if e.body["environment"] == environment]
-    if not said or said[-1].subject != release.digest:
+    entries = ledger.entries(("deployment", STOPPED), project=project)
+    said = [e for e in entries if e.body["environment"] == environment]
+    if not said or said[-1].kind == STOPPED or said[-1].subject != release.digest:
         body = {"environment": environment, "url": served.url, "adapter": content["adapter"]}
         ledger.append("deployment", release.digest, body, project=project, actor=line.actor)
     if environment == "production":
@@ -140,9 +148,12 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
         line = open_line(loaded.name, settings.load())
         question = _test_rows(line)[0]
         answer = deployments.ask(line.settings, environment, loaded.name, question["messages"])
+        said = f"answered in {answer['latency_ms']:.0f} ms"
+        passed = bool(answer["answer"].strip())
+        _record(line, environment, answer["release"], "smoke", passed, said)
         return dg.AssetCheckResult(
-            passed=bool(answer["answer"].strip()),
-            description=f"answered in {answer['latency_ms']:.0f} ms",
+            passed=passed,
+            description=said,
             metadata={
                 "question": question["prompt"],
                 "answer": answer["answer"],
@@ -156,15 +167,40 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
         description="Test questions get the very answers they got in the evaluation.",
     )
     def served_equals_evaluated() -> dg.AssetCheckResult:
-        rows = compare_served(open_line(loaded.name, settings.load()), environment)
+        line = open_line(loaded.name, settings.load())
+        rows = compare_served(line, environment)
         equal = sum(r["same"] for r in rows)
+        said = f"{equal} of {len(rows)} answers are the same, token for token"
+        served = line.deployed(environment)
+        if served:
+            _record(line, environment, served.release, "served_equals_evaluated", equal == len(rows), said)
         return dg.AssetCheckResult(
             passed=equal == len(rows),
-            description=f"{equal} of {len(rows)} answers are the same, token for token",
+            description=said,
             metadata={"answers": table(rows, ["same", "prompt", "evaluated", "served"])},
         )
 
-    return [smoke, served_equals_evaluated]
+    # Not blocking: it speaks of what serves, not of this run. The sensor `withdrawal` tells it between runs.
+    @dg.asset_check(asset=asset, name="still_valid", description="The sign-offs behind what serves hold.")
+    def still_valid() -> dg.AssetCheckResult:
+        line = open_line(loaded.name, settings.load())
+        served = line.deployed(environment)
+        why = withdrawn(line, served.release, environment) if served else []
+        said = "; ".join(why) or ("every sign-off holds" if served else "nothing serves")
+        return dg.AssetCheckResult(passed=not why, description=said)
+
+    return [smoke, served_equals_evaluated, still_valid]
+
+
+def _record(line: Line, environment: str, release: str, check: str, passed: bool, said: str) -> None:
+    """Keep what a check saw, once for each deployment: staging's is evidence for production's approver."""
+    entries = line.ledger.entries((CHECKED, "deployment"), project=line.project.name, subject=release)
+    own = [e for e in entries if e.body["environment"] == environment]
+    known = [e for e in own if e.kind == "deployment" or e.body["check"] == check]
+    if known and known[-1].kind == CHECKED and known[-1].body["passed"] == passed:
+        return
+    body = {"environment": environment, "check": check, "passed": passed, "said": said}
+    line.ledger.append(CHECKED, release, body, project=line.project.name, actor="platform")
 
 
 def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:

@@ -180,7 +180,9 @@ class Line(DataLine):
 
     def deployment_requirement(self, environment: str) -> Requirement:
         release = self._made(f"approval_request_{environment}", "release", self.release)
-        grants = self.ledger.entries("grant", project=self.project.name, subject=release.content["splits"])
+        grants = self.ledger.entries(
+            "grant", project=self.project.name, subject=release.content["splits"], authentic=True
+        )
         trained_by = {e.actor for e in grants if e.body["asset"].startswith("adapter_")}
         return gates.deployment_requirement(
             self.policy, self.project, release.digest, environment, sorted(trained_by)

@@ -4,6 +4,7 @@ from typing import Any
 
 import dagster as dg
 
+from assets import reviewing
 from assets.automation import carry_on
 from assets.bento import require_evidence
 from assets.builder_types import Definition
@@ -28,6 +29,8 @@ def define(loaded: Loaded) -> list[Definition]:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, "release"):
             require_evidence(line, "release")
+            reviewing.reread(line, line.training_requirement(), "release")
+            line.require_row_review("release")
             gates.require(line.ledger, line.training_requirement(), asset="release", actor=line.actor)
             with line.store.lease(f"release-{loaded.name}", line.settings.lease_wait_s):
                 artifact = _release(line)

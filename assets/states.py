@@ -4,13 +4,14 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from assets import activity
-from assets.data_line import NotMade
+from assets.data_line import NotMade, row_review_awaited
 from assets.line import Line, asset_names
 from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.evidence import release_problems
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
 from ftaas_pipelines.store import Artifact, short
 
 State = Literal["missing", "fresh", "stale", "running", "waiting", "refused", "failed", "pinned"]
@@ -56,9 +57,11 @@ def _content_state(line: Line, name: str) -> AssetState:
     try:
         if name.startswith("source_"):
             return _source(line, name)
-        if name == "row_review_request":
+        if name == ROW_REVIEW:
             return _row_review(line)
         if name == "dataset_review_request":
+            if not line.row_review.done:
+                return _behind(line, name, f"the row review comes first: {line.row_review.says}")
             return _request(line, name, line.training_requirement())
         if name == "dataset_sign_off":
             return _sign_off(line, name, line.training_requirement(), "dataset_review_request")
@@ -84,34 +87,32 @@ def _source(line: Line, name: str) -> AssetState:
 def _row_review(line: Line) -> AssetState:
     dataset = line.dataset
     if dataset is None:
-        raise NotMade(line.project.name, "row_review_request", "dataset")
-    if line.project.reviews.row_sample == 0:
-        return AssetState("row_review_request", "fresh", dataset.digest, "no row review is asked for")
-    asked = line.ledger.entries("row_review_requested", project=line.project.name, subject=dataset.digest)
-    if asked:
-        return AssetState("row_review_request", "fresh", dataset.digest, "", asked[-1].at)
-    return _behind(line, "row_review_request", "the rows are not put before the reviewers yet")
+        raise NotMade(line.project.name, ROW_REVIEW, "dataset")
+    found = line.row_review
+    if found.done:
+        return AssetState(ROW_REVIEW, "fresh", dataset.digest, found.says, found.since or None)
+    if found.state == "missing":
+        return _behind(line, ROW_REVIEW, found.says)
+    waiting = row_review_awaited(found)
+    return AssetState(ROW_REVIEW, "waiting", dataset.digest, found.says, found.since, waiting)
 
 
 def _request(line: Line, name: str, requirement: Requirement) -> AssetState:
-    opened = {
-        r.role: r
-        for r in requests.reviews(line.ledger, project=line.project.name, only_open=False)
-        if r.digest == requirement.digest and r.terms == requirement.terms and r.state != "superseded"
-    }
     asked = [role for role, needed in requirement.roles.items() if needed]
     if not asked:
         return AssetState(name, "fresh", requirement.digest, "nobody is asked: passes by platform policy")
-    if all(role in opened for role in asked):
-        return AssetState(name, "fresh", requirement.digest, "", max(opened[r].since for r in asked))
-    return _behind(line, name, f"{short(requirement.digest)} is not put before its reviewers yet")
+    if requests.unasked(line.ledger, requirement):
+        return _behind(line, name, f"{short(requirement.digest)} is not put before its reviewers yet")
+    known = requests.reviews(line.ledger, project=line.project.name, only_open=False)
+    own = [r.since for r in known if r.terms == requirement.terms and r.role in asked]
+    return AssetState(name, "fresh", requirement.digest, "", max(own))
 
 
 def _sign_off(line: Line, name: str, requirement: Requirement, request: str) -> AssetState:
     found = gates.standing(line.ledger, requirement)
     if found.satisfied:
         at = max((e.at for e in found.decisions), default=None)
-        why = ", ".join(f"{e.actor} ({e.body['role']})" for e in found.decisions) or "by platform policy"
+        why = found.said
         return AssetState(name, "fresh", requirement.digest, why, at)
     waiting = gates.awaited(line.ledger, requirement, name)
     refusal = gates.refusal(requirement, found, waiting, name)
@@ -120,7 +121,7 @@ def _sign_off(line: Line, name: str, requirement: Requirement, request: str) -> 
             name, "refused", requirement.digest, str(refusal.problems[0]), found.refusals[-1].at
         )
     if len(found.requests) < len(found.missing):
-        return _behind(line, name, f"{request} is not made for the current content")
+        return _behind(line, name, f"{request} is behind: {refusal.problems[0].what}")
     since = max(r["since"] for r in waiting)
     return AssetState(name, "waiting", requirement.digest, str(refusal.problems[0]), since, waiting)
 
@@ -232,6 +233,6 @@ def waiting_for(states: list[AssetState]) -> list[dict[str, Any]]:
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     for state in states:
         for row in state.waiting:
-            if state.name.startswith(("dataset_sign_off", "approval_")):
+            if state.name.startswith((ROW_REVIEW, "dataset_sign_off", "approval_")):
                 rows[(row["asset"], row["role"])] = row
     return list(rows.values())

@@ -12,8 +12,10 @@ from resources.launcher import SubprocessLauncher
 from resources.tracking import Tracking
 from sensors.alerts import alerts_sensor
 from sensors.decisions import decisions_sensor
+from sensors.notices import notices_sensor
 from sensors.retraining import retraining
 from sensors.sources import sources_sensor
+from sensors.withdrawal import withdrawal_sensor
 
 # What we use of Dagster beyond its stable part is pinned by the lock and named in docs/decisions.md.
 for _kind in (dg.BetaWarning, dg.PreviewWarning):
@@ -43,7 +45,14 @@ def build(config: settings.Settings, only: str | None = None) -> dg.Definitions:
     return dg.Definitions(
         assets=[d for d in found if not isinstance(d, dg.AssetChecksDefinition)],
         asset_checks=[d for d in found if isinstance(d, dg.AssetChecksDefinition)],
-        sensors=[sources_sensor(projects), decisions_sensor(projects), alerts_sensor, automation],
+        sensors=[
+            sources_sensor(projects),
+            decisions_sensor(projects),
+            notices_sensor(projects),
+            withdrawal_sensor,
+            alerts_sensor,
+            automation,
+        ],
         jobs=[timed[0]] if timed else [],
         schedules=[timed[1]] if timed else [],
         resources={"launcher": SubprocessLauncher(), "tracking": Tracking()},

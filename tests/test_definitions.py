@@ -46,7 +46,7 @@ def served(environment: str) -> dict[str, list[str]]:
     return {
         f"approval_request_{environment}": [],
         f"approval_{environment}": ["still_valid"],
-        f"deployment_{environment}": ["human_sign_off", "served_equals_evaluated", "smoke"],
+        f"deployment_{environment}": ["human_sign_off", "served_equals_evaluated", "smoke", "still_valid"],
     }
 
 
@@ -130,7 +130,7 @@ def test_the_examples_are_the_line_of_the_architecture_and_load_nothing_heavy(
     for name, found in examples["assets"].items():
         assert found["group"] == name.partition("/")[0]
         assert found["kinds"] and found["description"], name
-    assert examples["sensors"] == ["alerts", "automation", "decisions", "sources"]
+    assert examples["sensors"] == ["alerts", "automation", "decisions", "notices", "sources", "withdrawal"]
     assert examples["schedules"] == examples["jobs"] == [], "no job and no schedule a project"
 
 
@@ -149,4 +149,4 @@ def test_a_broken_project_is_left_out_with_a_warning_and_takes_nobody_down(
 
 def test_no_project_at_all_still_loads(home: Path) -> None:
     found, _ = load(Path(os.environ["FTAAS_PROJECTS"]))
-    assert found["assets"] == {} and len(found["sensors"]) == 4
+    assert found["assets"] == {} and len(found["sensors"]) == 6

@@ -5,14 +5,9 @@ SMTP (with STARTTLS and AUTH) on the wire, the webhook a real local HTTP server.
 """
 
 import datetime
-import http.server
-import json
 import logging
 import os
-import socketserver
 import ssl
-import threading
-from base64 import b64decode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +15,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from conftest import rows
+from receivers import Hook, MailStandIn, certificate, receivers
 
 from assets import activity
 from assets.line import Line, open_line
@@ -166,93 +162,10 @@ def test_one_broken_project_does_not_silence_the_others(
 # -- alerts -------------------------------------------------------------------------------------------
 
 
-class Hook(http.server.BaseHTTPRequestHandler):
-    """Keeps what is posted; answers with the status that its server is told."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.got.append(json.loads(body))  # type: ignore[attr-defined]
-        self.send_response(self.server.status)  # type: ignore[attr-defined]
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Quiet."""
-
-
-class MailStandIn(socketserver.StreamRequestHandler):
-    """A stand-in for a mail server, on the wire: EHLO, STARTTLS, AUTH PLAIN, MAIL, RCPT, DATA, QUIT."""
-
-    def handle(self) -> None:
-        server: Any = self.server
-        self.say(b"220 stand-in")
-        while line := self.rfile.readline().strip():
-            verb, _, rest = line.partition(b" ")
-            match verb.upper():
-                case b"EHLO":
-                    self.say(b"250-stand-in\r\n250-STARTTLS\r\n250 AUTH PLAIN")
-                case b"STARTTLS":
-                    self.say(b"220 go")
-                    self.connection = server.tls.wrap_socket(self.connection, server_side=True)
-                    self.rfile = self.connection.makefile("rb")
-                    server.got.append("tls")
-                case b"AUTH":
-                    server.got.append(b64decode(rest.split()[1]).decode())
-                    self.say(b"235 welcome")
-                case b"DATA":
-                    self.say(b"354 go on")
-                    server.got.append(b"".join(iter(self.rfile.readline, b".\r\n")).decode())
-                    self.say(b"250 taken")
-                case b"QUIT":
-                    self.say(b"221 bye")
-                    self.connection.close()
-                    return
-                case _:
-                    self.say(b"250 ok")
-
-    def say(self, answer: bytes) -> None:
-        self.connection.sendall(answer + b"\r\n")
-
-
 @pytest.fixture
 def serve() -> Iterator[Callable[..., Any]]:
-    """Starts a server of a handler on a free port of this machine; ends all of them after the test."""
-    servers: list[socketserver.ThreadingTCPServer] = []
-
-    def start(handler: type[socketserver.BaseRequestHandler], **facts: Any) -> Any:
-        server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), handler)
-        server.daemon_threads = True
-        vars(server).update(got=[], port=server.server_address[1], **facts)
-        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def certificate(folder: Path) -> Path:
-    """A certificate and key for localhost, signed by itself, in one PEM file."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    path = folder / "localhost.pem"
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(private + made.public_bytes(pem))
-    return path
+    with receivers() as start:
+        yield start
 
 
 def failed_training(config: settings.Settings) -> dg.DagsterRun:

@@ -615,7 +615,7 @@ _LAND = """
 import sys
 from pathlib import Path
 from ftaas_pipelines.data.sources import landing
-from ftaas_pipelines.projects.project import Source
+from ftaas_pipelines.projects.dataset import Source
 here = Path(sys.argv[1])
 landing.land(Source(name="rows", http={"url": sys.argv[2]}), here / "project", here / "landing")
 """

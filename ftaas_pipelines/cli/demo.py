@@ -17,7 +17,9 @@ from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
 from ftaas_pipelines.cli.run import carry_out, due_assets
 from ftaas_pipelines.errors import FtaasError, Refused
+from ftaas_pipelines.governance.requirement import policy_version
 from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.identity import may_answer_as
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import short
@@ -48,7 +50,7 @@ def demo(as_json: output.Json = False) -> None:
 
 def _answer(settings: Settings, waiting: list[dict[str, Any]]) -> None:
     """Decide the open reviews under demo identities: the invented people of the example project."""
-    ledger = open_line(PROJECT, settings).ledger
+    line = open_line(PROJECT, settings)
     for row in waiting:
         if row["review"] is None or not row["who"] or not row["who"][0].endswith("@example.com"):
             raise FtaasError(
@@ -58,7 +60,15 @@ def _answer(settings: Settings, waiting: list[dict[str, Any]]) -> None:
             f"  ! the demo itself signs {row['asset']} as {row['role']}: {row['who'][0]}, an invented person",
             style="yellow",
         )
-        requests.decide(ledger, row["review"], decision="approve", comment=_COMMENT, by=row["who"][0])
+        may_answer_as(settings, line.project, row["who"][0])
+        requests.decide(
+            line.ledger,
+            row["review"],
+            decision="approve",
+            comment=_COMMENT,
+            by=row["who"][0],
+            policy=policy_version(line.policy),
+        )
 
 
 def _report(line: Line, settings: Settings, seconds: float) -> dict[str, Any]:

@@ -43,7 +43,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "model": ("model:app", "Adapters, Bentos and base models: list, show, verify, bases."),
     "ask": ("ask:ask", "Ask a deployment a question."),
     "trace": ("trace:trace", "Everything behind an answer or a digest, down to the rows."),
-    "ledger": ("ledger:app", "The record of everything decided: show, verify, export."),
+    "ledger": ("ledger:app", "The record of everything decided: show, verify, export, backup, restore."),
     "store": ("store:app", "Where artifacts live: verify, gc."),
     "deployment": ("deployment:app", "Running releases: list, up, promote, rollback, unpin, stop."),
 }

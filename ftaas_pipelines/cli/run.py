@@ -10,13 +10,14 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from assets import activity
+from assets import activity, reviewing
 from assets.line import Line, asset_names, open_line
 from assets.states import AssetState, line_states, waiting_for
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
 from ftaas_pipelines.cli.watch import RunWatch
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Problem, Refused
+from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import short
 
@@ -67,8 +68,13 @@ def carry_out(
     if _reaches_training(line, until):
         _ = line.base_path  # a base model that is wrong or out of reach is said before anything is made
     tried: set[str] = set()
-    told = ""
+    told, faults = "", ""
+    marks: reviewing.Marks = {}
     while True:
+        found = reviewing.sync(open_line(name, settings), marks)
+        if found and faults != str(found[0]):
+            faults = str(found[0])
+            output.say(f"goes on with what the ledger holds: {faults}")
         line = open_line(name, settings)
         states = _upto(line_states(line), until)
         due = due_assets(line, until)
@@ -140,11 +146,19 @@ def _waiting(states: list[AssetState], waiting: list[dict[str, Any]]) -> Refused
         Problem(
             f"{row['asset']} {short(_digest(states, row['asset']))}: waiting for {row['role']} "
             f"{' or '.join(row['who']) or 'nobody named'} since {row['since']}",
-            do=f"`{row['link']}`, then `ftaas review decide {row['review']} --decision … --comment … --as …`",
+            do=_how(row),
         )
         for row in waiting
     ]
     return Refused(problems, waiting=waiting)
+
+
+def _how(row: dict[str, Any]) -> str:
+    if "://" in str(row["link"]):
+        return f"open {row['link']}"
+    if row["asset"] == ROW_REVIEW:
+        return f"`{row['link']}`, then `ftaas review verdict {row['review']} RECORD --word … --as …`"
+    return f"`{row['link']}`, then `ftaas review decide {row['review']} --decision … --comment … --as …`"
 
 
 def _digest(states: list[AssetState], asset: str) -> str | None:

@@ -38,10 +38,10 @@ def gc(
     What the ledger, a deployment or a project's current state names stays, with all it was made of.
     """
     from ftaas_pipelines.governance import retention
-    from ftaas_pipelines.governance.ledger import Ledger
+    from ftaas_pipelines.governance.ledger import open_ledger
 
     chosen = settings.load()
-    ledger = Ledger(chosen.ledger, chosen.home)
+    ledger = open_ledger(chosen)
     found = retention.collect(
         Store(chosen.store_path), ledger, [chosen.home / "deployments"], keep_days, dry_run
     )

@@ -27,12 +27,12 @@ def list_(
 ) -> None:
     """List dataset versions and splits, newest last: owner, cost, licence, consent, sign-offs."""
     from ftaas_pipelines.data.versions import catalog
-    from ftaas_pipelines.governance.ledger import Ledger
+    from ftaas_pipelines.governance.ledger import open_ledger
 
     settings = configuration.load()
     store, rows = artifacts.store(), artifacts.of_project(KINDS, name)
     here = [store.get(row["digest"]) for row in rows]
-    ledger = Ledger(settings.ledger, settings.home)
+    ledger = open_ledger(settings)
     known = {v.digest: v for v in catalog.versions([a for a in here if a.kind == "dataset"], store, ledger)}
     signed = catalog.sign_offs(ledger.entries("decision", authentic=True))
     lines: list[dict[str, Any]] = []
@@ -120,11 +120,11 @@ def croissant(digest: Digest, out: Out = None, as_json: Json = False) -> None:
 def open_card(digest: str) -> "Card":
     """What the card of this dataset version, or of the one behind these splits, is made of."""
     from ftaas_pipelines.data.versions import card, catalog
-    from ftaas_pipelines.governance.ledger import Ledger
+    from ftaas_pipelines.governance.ledger import open_ledger
 
     settings = configuration.load()
     artifact = dataset_of(artifacts.get(digest, KINDS, "data"))
-    ledger = Ledger(settings.ledger, settings.home)
+    ledger = open_ledger(settings)
     return card.gather(artifact, project_of(artifact), catalog.version(artifact, artifacts.store(), ledger))
 
 

@@ -71,16 +71,14 @@ def export(
 ) -> None:
     """Write a dataset version or its splits for other tools; the ledger remembers who took what."""
     from ftaas_pipelines.data.versions.export import export
-    from ftaas_pipelines.governance.ledger import Ledger
+    from ftaas_pipelines.governance.ledger import open_ledger
 
     settings = configuration.load()
     artifact = artifacts.get(digest, KINDS, "data")
     project = _require_known_actor(artifact, settings)
     made = export(artifact, to.value, out, split or None, open_card(digest))
     body: dict[str, Any] = {"to": to.value, "split": split or None, "records": made.records}
-    Ledger(settings.ledger, settings.home).append(
-        "export", artifact.digest, body, project=project, actor=settings.who
-    )
+    open_ledger(settings).append("export", artifact.digest, body, project=project, actor=settings.who)
     document = {"digest": artifact.digest, "folder": str(made.folder), **body, "files": made.files}
     counts = ", ".join(f"{n} {part}" for part, n in made.records.items())
     emit(as_json, document, lambda screen: screen.print(f"{counts} written to {made.folder} ({to.value})"))
