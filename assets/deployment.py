@@ -143,7 +143,8 @@ def make_champion(line: Line, release: Artifact, tracking: Tracking) -> None:
 def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
     asset = key(loaded, f"deployment_{environment}")
 
-    @dg.asset_check(asset=asset, name="smoke", description="It answers.")
+    # Blocking: production's approver is asked when staging has answered, and sees how.
+    @dg.asset_check(asset=asset, name="smoke", description="It answers.", blocking=True)
     def smoke() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
         question = _test_rows(line)[0]
@@ -165,6 +166,7 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
         asset=asset,
         name="served_equals_evaluated",
         description="Test questions get the very answers they got in the evaluation.",
+        blocking=True,
     )
     def served_equals_evaluated() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
