@@ -49,6 +49,7 @@ slow: setup
 benchmarks: setup
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.privacy
 	$(BIN)/python -m benchmarks.near_duplicates
 	$(BIN)/python -m benchmarks.data

@@ -11,6 +11,7 @@ from assets.line import Line, open_line
 from assets.making import Made, attempt, by_stage, result, table
 from assets.naming import common, key
 from ftaas_pipelines import settings
+from ftaas_pipelines.governance import gates
 from ftaas_pipelines.projects.catalog import Loaded
 from resources.launcher import SubprocessLauncher
 
@@ -38,9 +39,19 @@ def _dataset(loaded: Loaded) -> Definition:
             spec = line.dataset_spec()
         with attempt(context, line, "dataset", spec.input_digest):
             made = by_stage(context, line, spec, launcher)
+            _note_submitter(line, made)
         return result(made, **_dataset_metadata(made))
 
     return dataset
+
+
+def _note_submitter(line: Line, made: Made) -> None:
+    """Who has a version made from its sources has submitted it, and never signs it. Once per person."""
+    digest = made.artifact.digest
+    known = gates.submitted_by(line.ledger, line.project.name, digest)
+    if line.actor not in known and not (made.reused and known):
+        body = {"asset": "dataset", "sources": line.source_digests}
+        line.ledger.append(gates.SUBMITTED, digest, body, project=line.project.name, actor=line.actor)
 
 
 def _dataset_metadata(made: Made) -> dict[str, Any]:

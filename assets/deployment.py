@@ -116,7 +116,7 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
         line.project.serving.max_new_tokens,
     )
     served = deployments.up(line.settings, environment, wanted, wait_s=HEALTHY_WITHIN_S)
-    entries = ledger.entries(("deployment", STOPPED), project=project)
+    entries = ledger.entries(("deployment", STOPPED), project=project, authentic=True)
     said = [e for e in entries if e.body["environment"] == environment]
     if not said or said[-1].kind == STOPPED or said[-1].subject != release.digest:
         body = {"environment": environment, "url": served.url, "adapter": content["adapter"]}
@@ -128,7 +128,7 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
 
 def make_champion(line: Line, release: Artifact, tracking: Tracking) -> None:
     """Move the champion to a release that is healthy in production."""
-    entries = line.ledger.entries("champion", project=line.project.name)
+    entries = line.ledger.entries("champion", project=line.project.name, authentic=True)
     if not entries or entries[-1].subject != release.digest:
         line.ledger.append(
             "champion",

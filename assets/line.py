@@ -175,18 +175,27 @@ class Line(DataLine):
     # -- gates ---------------------------------------------------------------------------------
 
     def training_requirement(self) -> Requirement:
+        """What must be signed before an adapter is trained on the current splits."""
         splits = self._made("dataset_review_request", "splits", self.splits)
-        return gates.training_requirement(self.policy, self.project, splits.digest)
+        return self._training_requirement(splits.digest, splits.content["dataset"])
 
     def deployment_requirement(self, environment: str) -> Requirement:
+        """What must be approved before the current release goes to an environment."""
         release = self._made(f"approval_request_{environment}", "release", self.release)
-        grants = self.ledger.entries(
-            "grant", project=self.project.name, subject=release.content["splits"], authentic=True
-        )
+        return self.requirements_of(release, environment)[1]
+
+    def requirements_of(self, release: Artifact, environment: str) -> tuple[Requirement, Requirement]:
+        """What a release that serves must go on to meet: the sign-off of its splits, and its approval."""
+        splits, dataset = release.content["splits"], release.content["dataset"]
+        grants = self.ledger.entries("grant", project=self.project.name, subject=splits, authentic=True)
         trained_by = {e.actor for e in grants if e.body["asset"].startswith("adapter_")}
-        return gates.deployment_requirement(
-            self.policy, self.project, release.digest, environment, sorted(trained_by)
-        )
+        barred = sorted(trained_by | set(gates.submitted_by(self.ledger, self.project.name, dataset)))
+        where = (self.policy, self.project, release.digest, environment)
+        return self._training_requirement(splits, dataset), gates.deployment_requirement(*where, barred)
+
+    def _training_requirement(self, splits: str, dataset: str) -> Requirement:
+        brought = gates.submitted_by(self.ledger, self.project.name, dataset)
+        return gates.training_requirement(self.policy, self.project, splits, brought)
 
     def champion_before(self, adapter: str) -> str | None:
         """The production adapter that this one has to beat: the one before it, never itself.

@@ -67,7 +67,7 @@ def _register(line: Line, artifact: Artifact, tracking: Tracking) -> str:
     adapter = line.store.get(artifact.content["adapter"])
     tags = {k: str(artifact.content[k]) for k in ("adapter", "bento", "evaluation", "splits", "base")}
     version = tracking.register(line.settings.mlflow, line.project.name, artifact.digest, adapter.path, tags)
-    if not line.ledger.entries("release", subject=artifact.digest):
+    if not line.ledger.entries("release", subject=artifact.digest, authentic=True):
         body = {
             **artifact.content,
             "model_version": version,

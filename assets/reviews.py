@@ -24,6 +24,8 @@ from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
 from ftaas_pipelines.review.row_standing import Progress
 from ftaas_pipelines.store import Artifact
 
+STILL_VALID = "still_valid"
+
 
 def define_dataset_reviews(loaded: Loaded) -> list[Definition]:
     return [
@@ -212,19 +214,28 @@ def _requested(digest: str, waiting: list[str]) -> dg.MaterializeResult[Any]:
 def _still_valid(loaded: Loaded, name: str, requirement_of: Any) -> dg.AssetChecksDefinition:
     # Not blocking: a changed dataset turns it red, and that must not fail the refresh run.
     @dg.asset_check(
-        asset=key(loaded, name), name="still_valid", description="The sign-off holds for the current content."
+        asset=key(loaded, name), name=STILL_VALID, description="The sign-off holds for the current content."
     )
     def still_valid() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
-        requirement = requirement_of(line)
-        found = gates.standing(line.ledger, requirement)
-        said = found.said
-        if not found.satisfied:
-            said = str(gates.refusal(requirement, found, gates.awaited(line.ledger, requirement, name), name))
+        found = validity(line, name, requirement_of(line))
         return dg.AssetCheckResult(
-            passed=found.satisfied,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=said,
+            passed=found.passed, severity=found.severity, description=found.description
         )
 
     return still_valid
+
+
+def validity(line: Line, name: str, requirement: Requirement) -> dg.AssetCheckEvaluation:
+    """Whether a sign-off holds: red where one was lost or refused, a warning while one is awaited."""
+    found = gates.standing(line.ledger, requirement)
+    said, lost = found.said, bool(found.void or found.refusals)
+    if not found.satisfied:
+        said = str(gates.refusal(requirement, found, gates.awaited(line.ledger, requirement, name), name))
+    return dg.AssetCheckEvaluation(
+        asset_key=dg.AssetKey([line.project.name, name]),
+        check_name=STILL_VALID,
+        passed=found.satisfied,
+        severity=dg.AssetCheckSeverity.ERROR if lost else dg.AssetCheckSeverity.WARN,
+        description=said,
+    )

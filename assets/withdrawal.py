@@ -15,7 +15,7 @@ from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import ROLE_NAMES, Requirement
 from ftaas_pipelines.governance.ledger import Entry
 from ftaas_pipelines.serving import deployments
-from ftaas_pipelines.store import Artifact, short
+from ftaas_pipelines.store import short
 
 FLAGGED, UNFLAGGED, STOPPED = "deployment_flagged", "deployment_unflagged", "deployment_stopped"
 ACTOR = "platform"
@@ -127,21 +127,9 @@ def withdrawn(line: Line, release: str, environment: str, at: datetime | None = 
     found: list[str] = []
     if not line.ledger.entries("release", subject=artifact.digest, authentic=True):
         found.append(f"release {short(release)} is not in the ledger")
-    for requirement in _requirements(line, artifact, environment):
+    for requirement in line.requirements_of(artifact, environment):
         found += _not_standing(line, requirement, at)
     return found
-
-
-def _requirements(line: Line, release: Artifact, environment: str) -> list[Requirement]:
-    splits, name = release.content["splits"], line.project.name
-    grants = line.ledger.entries("grant", project=name, subject=splits)
-    trained_by = {e.actor for e in grants if e.body["asset"].startswith("adapter_")}
-    return [
-        gates.training_requirement(line.policy, line.project, splits),
-        gates.deployment_requirement(
-            line.policy, line.project, release.digest, environment, sorted(trained_by)
-        ),
-    ]
 
 
 def _not_standing(line: Line, requirement: Requirement, at: datetime | None) -> list[str]:

@@ -6,20 +6,24 @@ since it looked last. A slow sweep reads everything again, since a tool's counts
 
 import contextlib
 import json
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 import dagster as dg
 
 from assets import reviewing
-from assets.data_line import NotMade
-from assets.line import Line, open_line
+from assets.line import Line
+from assets.reviews import validity
 from ftaas_pipelines import settings
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.governance import gates
-from ftaas_pipelines.governance.requirement import Requirement
+from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.policy import load as load_policy
+from ftaas_pipelines.store import digest_of, now
+from sensors.asking import questions_to_ask, sign_offs, verdicts_to_apply
 
 SWEEP_S = 600.0
 Told = dict[str, str]
@@ -31,19 +35,36 @@ class Cursor:
 
     Attributes:
         told: sign-off to the digest told last, empty once that no longer held.
+        shown: sign-off to what its check `still_valid` said last.
         marks: round to what its tool said of it last.
-        seen: what a glance at ledger and tool gave last; while that is the same, nothing is read.
-        swept: when everything was read again last, in seconds since 1970.
+        seen: what a glance at ledger and tool gave last; while that is the same, nothing is read. Empty: it
+            could not be told, or something could not be read then.
+        out: when the tool was out of reach last (ISO 8601, UTC).
+        swept: project to when everything of it was read again last, in seconds since 1970.
     """
 
     told: Told = field(default_factory=Told)
+    shown: Told = field(default_factory=Told)
     marks: reviewing.Marks = field(default_factory=reviewing.Marks)
     seen: str = ""
-    swept: float = 0.0
+    out: str = field(default_factory=now)  # who knows what was out of reach before this began
+    swept: dict[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
     def read(cls, text: str | None) -> "Cursor":
-        return cls(**json.loads(text)) if text else cls()
+        """What was remembered; nothing where another version wrote it: Dagster and ledger know enough."""
+        with contextlib.suppress(TypeError, ValueError):
+            return cls(**json.loads(text)) if text else cls()
+        return cls()
+
+    def to_sweep(self, names: Iterable[str]) -> str:
+        """The project that was read again longest ago, once that is due; else empty.
+
+        One a tick: Dagster gives a tick 60 s. A project swept in the future was so by a clock that jumped.
+        """
+        at = time.time()
+        due = [n for n in names if not 0 <= at - self.swept.get(n, 0.0) < SWEEP_S]
+        return min(due, key=lambda n: self.swept.get(n, 0.0), default="")
 
 
 def sign_off_events(line: Line, told: Told, instance: dg.DagsterInstance) -> list[dg.AssetMaterialization]:
@@ -55,14 +76,8 @@ def sign_off_events(line: Line, told: Told, instance: dg.DagsterInstance) -> lis
     """
     events: list[dg.AssetMaterialization] = []
     project = line.project
-    asked: list[tuple[str, str]] = [("dataset_sign_off", "")]
-    asked += [(f"approval_{e}", e) for e in project.serving.environments]
-    for asset, environment in asked:
+    for asset, requirement in sign_offs(line):
         label = f"{project.name}/{asset}"
-        try:
-            requirement = _requirement(line, environment)
-        except NotMade:
-            continue
         found = gates.standing(line.ledger, requirement)
         if not found.satisfied:
             told[label] = ""
@@ -91,52 +106,72 @@ def _latest(instance: dg.DagsterInstance, key: dg.AssetKey) -> str | None:
     return (tags or {}).get("dagster/data_version")
 
 
-def _requirement(line: Line, environment: str) -> Requirement:
-    return line.deployment_requirement(environment) if environment else line.training_requirement()
+def validity_events(line: Line, shown: Told) -> list[dg.AssetCheckEvaluation]:
+    """What the check `still_valid` says of sign-offs that hold, held or were refused, where that is new.
 
-
-def verdicts_to_apply(line: Line) -> list[dg.RunRequest]:
-    """The dataset again, with the verdicts of a closed row review: version B. What follows carries on.
-
-    Asked for as long as it is not made; Dagster takes each key once.
+    Args:
+        shown: sign-off to what its check said last; brought up to date here.
     """
-    if not line.review_terms.limit:
-        return []
-    stands = line.row_review
-    if stands.state != "closed" or line.dataset is not None:
-        return []
-    return [
-        dg.RunRequest(
-            run_key=f"verdicts of {stands.round} at {stands.since}",
-            asset_selection=[dg.AssetKey([line.project.name, "dataset"])],
-            tags={"ftaas/project": line.project.name, "ftaas/why": f"row review {stands.round} is closed"},
-        )
-    ]
+    events: list[dg.AssetCheckEvaluation] = []
+    for asset, requirement in sign_offs(line):
+        label, found = f"{line.project.name}/{asset}", validity(line, asset, requirement)
+        says = digest_of([found.passed, found.description])
+        awaited = not found.passed and found.severity is dg.AssetCheckSeverity.WARN
+        if shown.get(label) == says or (awaited and label not in shown):  # what never held was not lost
+            continue
+        shown[label] = says
+        events.append(found)
+    return events
 
 
-def _lines(projects: Sequence[Loaded]) -> list[Line]:
-    """Those that can be opened; what is wrong with the others is said where they are needed."""
-    found: list[Line] = []
-    for loaded in projects:
-        with contextlib.suppress(FtaasError):
-            found.append(open_line(loaded.name, settings.load()))
-    return found
+def _lines(projects: Sequence[Loaded], log: logging.Logger) -> dict[str, Line]:
+    """Those that can be read, by name, as they are now: every file is read once a tick.
+
+    Raises:
+        FtaasError: the platform policy or the projects folder cannot be read.
+    """
+    config = settings.load()
+    found, problems = catalog.load_all(config.projects, config.policy)
+    for problem in problems:  # one broken project must not silence the others
+        log.warning(str(problem))
+    policy, known = load_policy(config.policy), {p.name for p in projects}
+    return {one.name: Line(one, policy, config) for one in found if one.name in known}
 
 
-def _news(cursor: Cursor, projects: Sequence[Loaded]) -> bool:
-    """Whether anything happened since the last tick; remembers what was seen."""
-    before, cursor.seen = cursor.seen, reviewing.glance(_lines(projects))
-    return not cursor.seen or cursor.seen != before
+def _look(cursor: Cursor, lines: Mapping[str, Line], log: logging.Logger) -> set[str]:
+    """Bring in what happened since the last tick; remember what was seen. Returns projects with faults.
 
-
-def _sync(projects: Sequence[Loaded], cursor: Cursor, sweep: bool) -> list[FtaasError]:
-    faults: list[FtaasError] = []
-    for line in _lines(projects):
+    What could not be done is said, and tried again with the next tick.
+    """
+    before, reachable = cursor.seen, True
+    try:
+        cursor.seen = reviewing.glance(list(lines.values()))
+    except FtaasError as error:
+        log.warning(f"nothing is lost, and it is tried again: {error}")
+        cursor.seen, cursor.out, reachable = "", now(), False
+    quiet = cursor.seen == before != ""
+    sweep = cursor.to_sweep(lines) if reachable else ""
+    if sweep:
+        cursor.swept[sweep] = time.time()
+    cursor.swept = {name: at for name, at in cursor.swept.items() if name in lines}
+    faulty: set[str] = set() if reachable else set(lines)
+    for name, line in lines.items():
+        if quiet and name != sweep:
+            continue
         try:
-            faults += reviewing.sync(line, cursor.marks, sweep)
-        except FtaasError as error:
-            faults.append(error)
-    return faults
+            faults = [str(f) for f in reviewing.sync(line, cursor.marks, name == sweep, reachable)]
+        except Exception as error:  # whatever is wrong with one, the others are looked at
+            faults = [_words(error)]
+        for fault in faults:
+            log.warning(f"{name}: {fault}")
+            faulty.add(name)
+            cursor.seen = ""
+    return faulty
+
+
+def _words(error: Exception) -> str:
+    """An error as a log may hold it: others than ours may quote rows."""
+    return str(error) if isinstance(error, FtaasError) else type(error).__name__
 
 
 def decisions_sensor(projects: list[Loaded]) -> dg.SensorDefinition:
@@ -149,21 +184,24 @@ def decisions_sensor(projects: list[Loaded]) -> dg.SensorDefinition:
     )
     def decisions(context: dg.SensorEvaluationContext) -> dg.SensorResult:
         cursor = Cursor.read(context.cursor)
-        sweep = time.time() - cursor.swept >= SWEEP_S or time.time() < cursor.swept  # a clock may jump
-        if sweep:
-            cursor.swept = time.time()
-        if sweep or _news(cursor, projects):
-            for fault in _sync(projects, cursor, sweep):
-                context.log.warning(str(fault))
-        events: list[dg.AssetMaterialization] = []
+        try:
+            lines = _lines(projects, context.log)
+        except FtaasError as error:
+            context.log.warning(str(error))
+            return dg.SensorResult(cursor=context.cursor)
+        faulty = _look(cursor, lines, context.log)
+        events: list[dg.AssetMaterialization | dg.AssetCheckEvaluation] = []
         runs: list[dg.RunRequest] = []
-        for loaded in projects:
+        for name, before in lines.items():
+            line = Line(before.loaded, before.policy, before.settings)  # what it read before may be old now
             try:
-                line = open_line(loaded.name, settings.load())
                 runs += verdicts_to_apply(line)
+                if name not in faulty:
+                    runs += questions_to_ask(line, cursor.out)
                 events += sign_off_events(line, cursor.told, context.instance)
-            except FtaasError as error:  # one broken project must not silence the others
-                context.log.warning(str(error))
+                events += validity_events(line, cursor.shown)
+            except Exception as error:  # one broken project must not silence the others
+                context.log.warning(f"{name}: {_words(error)}")
         return dg.SensorResult(asset_events=events, run_requests=runs, cursor=json.dumps(asdict(cursor)))
 
     return decisions

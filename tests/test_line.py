@@ -149,6 +149,19 @@ def test_a_refusal_closes_the_gate_with_its_reason(codes: Path, ftaas: Run) -> N
     assert not Store(settings.load().store_path).all("adapter")
 
 
+def test_who_submitted_the_data_never_signs_it(
+    codes: Path, ftaas: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FTAAS_ACTOR", "sam.expert@example.com")  # the project's only SME makes the dataset
+    assert ftaas("run", "codes", "--until", "dataset_review_request").code == 0
+    review = next(r for r in ftaas("review", "list", "--json").json["reviews"] if r["role"] == "sme")
+    assert review["who"] == []
+    said = ("--decision", "approve", "--comment", "looked", "--as", "sam.expert@example.com")
+    assert ftaas("review", "decide", review["id"], *said).code == 3
+    waiting = ftaas("run", "codes", "--json")
+    assert waiting.code == 3 and waiting.json["waiting"][0]["who"] == []
+
+
 def test_an_experiment_trains_on_unsigned_data_and_is_never_released(codes: Path, ftaas: Run) -> None:
     assert ftaas("run", "codes", "--until", "splits").code == 0
     done = ftaas("train", "codes", "--recipe", "lora", "--set", "training.learning_rate=1e-3", "--json")

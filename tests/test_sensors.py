@@ -94,7 +94,8 @@ def put_splits_before_reviewers(name: str = "codes") -> str:
     for kind, spec_of in (("dataset", Line.dataset_spec), ("splits", Line.splits_spec)):
         with now.store.create(kind, spec_of(line(name)).input_digest) as draft:
             # The content names its sources, so other bytes are another digest, as in a real one.
-            draft.content.update(sources=now.source_digests, kind=kind, counts={"train": 90, "test": 30})
+            facts = {"kind": kind, "counts": {"train": 90, "test": 30}, "dataset": ""}
+            draft.content.update(sources=now.source_digests, **facts)
     requirement = line(name).training_requirement()
     requests.open_requests(now.ledger, requirement, asset="dataset_sign_off", summary={}, actor="owen")
     return requirement.digest
@@ -153,7 +154,8 @@ def test_one_broken_project_does_not_silence_the_others(
     say("approve")
     broken.write_text("name: broken\n", "utf-8")
     tick = sensor.evaluate_tick(dg.build_sensor_context(instance, repository_def=repository))
-    assert [e.asset_key.path for e in tick.asset_events] == [["codes", "dataset_sign_off"]]
+    assert [e.asset_key.path for e in tick.asset_events] == [["codes", "dataset_sign_off"]] * 2
+    assert [type(e) for e in tick.asset_events] == [dg.AssetMaterialization, dg.AssetCheckEvaluation]
     context = dg.build_sensor_context(instance, tick.cursor, repository_def=repository)
     again = sensor.evaluate_tick(context)
     assert not again.asset_events and not again.run_requests

@@ -72,7 +72,7 @@ def approval(release: Artifact, project: str = "codes") -> Requirement:
 def serve(splits: str = "a" * 64, project: str = "codes") -> Artifact:
     """A release that every gate let through, written down as what should be served."""
     now = line(project)
-    content = {"project": project, "splits": splits, "adapter": splits}
+    content = {"project": project, "splits": splits, "dataset": "", "adapter": splits}
     store = Store(now.settings.store_path)
     with store.create("release", splits) as draft:
         draft.content.update(content)

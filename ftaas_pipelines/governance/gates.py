@@ -36,8 +36,12 @@ __all__ = [
     "refusal",
     "require",
     "standing",
+    "submitted_by",
     "training_requirement",
 ]
+
+SUBMITTED = "data_submitted"
+"""Ledger entry of a person who had a dataset version made from its sources; subject: the version."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,12 @@ class Grant:
 
     def as_dict(self) -> dict[str, str]:
         return asdict(self)
+
+
+def submitted_by(ledger: Ledger, project: str, dataset: str) -> list[str]:
+    """Who made a dataset version from its sources: separation of duties keeps them from signing it."""
+    made = ledger.entries(SUBMITTED, project=project, subject=dataset, authentic=True)
+    return sorted({e.actor for e in made})
 
 
 def awaited(ledger: Ledger, requirement: Requirement, asset: str) -> list[dict[str, Any]]:
@@ -103,10 +113,16 @@ def refusal(
                 + (f" since {row['since']}" if row["since"] else "")
                 + (f" ({'; '.join(void)})" if void else ""),
                 where,
-                do=_how(row["link"]) if row["link"] else again,
+                do=_how(row["link"]) if row["link"] else again if row["who"] else _name_others(row["role"]),
             )
         )
     return Refused(problems, waiting=waiting)
+
+
+def _name_others(role: str) -> str:
+    return (
+        f"name another {ROLE_NAMES[role]} in project.yaml: owners, and who submitted or trained, never sign"
+    )
 
 
 def _how(link: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from ftaas_pipelines.governance.gates import ROLE_NAMES
 from ftaas_pipelines.governance.ledger import Entry, Ledger
 from ftaas_pipelines.review import requests, round_log
+from ftaas_pipelines.review.local_inbox import SERVER as INBOX
 from ftaas_pipelines.review.requests import Review
 from ftaas_pipelines.review.round_log import RoundState
 from ftaas_pipelines.review.rounds import Kind
@@ -39,6 +40,7 @@ class Waiting:
         about: what it is about, in words.
         who: e-mails that are still asked; those who have answered are not among them.
         link: web address to open; empty where there is none.
+        command: what to type instead.
     """
 
     id: str
@@ -50,10 +52,7 @@ class Waiting:
     since: str
     who: tuple[str, ...]
     link: str = ""
-
-    @property
-    def command(self) -> str:
-        return f"ftaas review show {self.id}"
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -171,6 +170,7 @@ def _review(review: Review) -> Waiting:
         since=review.since,
         who=tuple(p for p in review.who if p.lower() not in answered),
         link=_web(review.link),
+        command=f"ftaas review show {review.id}",
     )
 
 
@@ -186,6 +186,7 @@ def _round(asked: RoundState, answered: Collection[str]) -> Waiting:
         since=(asked.reopened or entry).at,
         who=tuple(p for p in entry.body["who"] if p.lower() not in done),
         link=_web(asked.opened.link),
+        command=f"ftaas review rows {asked.id}" if asked.opened.server == INBOX else "ftaas review list",
     )
 
 

@@ -59,8 +59,8 @@ class RoundState:
         return Opened(self.id, **self.entry.body["opened"])
 
 
-def states(ledger: Ledger, project: str, kinds: Collection[Kind] | None = None) -> list[RoundState]:
-    """The rounds of a project, in the order in which they were last opened or closed."""
+def states(ledger: Ledger, project: str | None, kinds: Collection[Kind] | None = None) -> list[RoundState]:
+    """The rounds of a project (None: of all), in the order in which they were last opened or closed."""
     found: dict[str, RoundState] = {}
     for entry in ledger.entries(tuple(_STATES), project=project, authentic=True):
         known = found.pop(entry.body["round"], None)

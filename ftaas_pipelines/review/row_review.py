@@ -137,6 +137,19 @@ class RowReview:
             return known
         return self.desk.append("round_deferred", dataset.digest, body, self.terms.project)
 
+    def open_anew(self) -> None:
+        """Put open rounds that the tool has lost before their people again; their answers went with them.
+
+        Raises:
+            FtaasError: the tool is out of reach.
+        """
+        with self._alone():
+            for state in round_log.states(self.desk.ledger, self.terms.project, verdicts.ROW_KINDS):
+                here = state.opened.server == self.desk.labelling.server
+                if state.state == "open" and here and not self.desk.has(state):
+                    kept = round_log.load(self.desk.store, state.entry.body["artifact"])
+                    self.desk.put_before(*kept, asset=ASSET)
+
     def _bring_back(self) -> None:
         """Put reviews that were opened again before people again, also where the tool has lost them."""
         for state in row_standing.reviews(self.desk.ledger, self.terms.project):

@@ -153,9 +153,11 @@ def bound_in_words(about: dict[str, Any], bad: int = 0) -> str:
     if population == drawn:
         return f"every one of the {population} new or changed rows was looked at: {bad} of them bad"
     seen = "none" if bad == 0 else str(bad)
+    verb = "is" if bad < 2 else "are"
     return (
-        f"{seen} of {drawn} rows drawn by lot bad: at most {most:.2%} of the {population} new or changed rows"
-        " that they were drawn from are bad (95% confidence; rows picked as risky are not among them)"
+        f"{seen} of {drawn} rows drawn by lot {verb} bad: at most {most:.2%} of the {population} new or"
+        " changed rows that they were drawn from are bad (95% confidence; rows picked as risky are not among"
+        " them)"
     )
 
 

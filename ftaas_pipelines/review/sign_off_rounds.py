@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
 
-from ftaas_pipelines.errors import FtaasError
+from ftaas_pipelines.errors import FtaasError, Problem
 from ftaas_pipelines.governance.gates import standing
 from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.governance.requirement import Requirement, policy_version
@@ -90,7 +90,7 @@ def collect(
             looking stays cheap. Brought up to date here. None: every answer is read.
 
     Raises:
-        FtaasError: the tool is out of reach. What was collected before it went is kept.
+        FtaasError: the tool is out of reach, or a round in it was changed. What was collected is kept.
     """
     found = Collected()
     if not any(r.state == "open" for r in _rounds(ledger, project.name)):
@@ -99,6 +99,7 @@ def collect(
     look = Look(desk, pins, _holds_role(policy, project), policy_version(policy))
     # A mark counts answers; whose answers count may change too.
     who = digest_of([sorted(pins.items()), project.people.model_dump(), policy_version(policy)])
+    problems: list[Problem] = []
     with store.lease(_lease(project.name), LEASE_S):
         _end_superseded(desk, project.name)
         rounds = _live(ledger, project.name, labelling.server)
@@ -107,11 +108,17 @@ def collect(
             if state.exists and marks is not None and marks.get(round_.id) == mark:
                 continue
             withdrawn = len(found.revoked)
-            look.settle(round_, found, exists=state.exists)
-            if not state.exists and len(found.revoked) == withdrawn:
-                _open_anew(desk, round_)
+            try:
+                look.settle(round_, found, exists=state.exists)
+                if not state.exists and len(found.revoked) == withdrawn:
+                    _open_anew(desk, round_)
+            except FtaasError as error:  # a form that was changed keeps no other round from being read
+                problems += error.problems
+                continue
             if marks is not None:
                 marks[round_.id] = mark
+    if problems:
+        raise FtaasError(problems)
     return found
 
 

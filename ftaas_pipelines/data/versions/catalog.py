@@ -136,6 +136,8 @@ def synthetic(artifact: Artifact) -> int:
     for path in view.files(artifact):
         file: Any = pq.ParquetFile(path)
         column = file.schema_arrow.get_field_index("synthetic")
+        if column < 0:  # of a version from before rows were marked
+            continue
         groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
         statistics = [group.column(column).statistics for group in groups]
         if all(s is not None and s.has_null_count for s in statistics):

@@ -34,7 +34,8 @@ def approval_summary(
     model = facts.gather(store, ledger, release, project, policy)
     scores = model.scores
     assert scores is not None, "a release names its evaluation"
-    training = gates.training_requirement(policy, project, model.splits.digest)
+    brought = gates.submitted_by(ledger, project.name, model.splits.content["dataset"])
+    training = gates.training_requirement(policy, project, model.splits.digest, brought)
     signed = gates.standing(ledger, training)
     return {
         "project": project.name,
