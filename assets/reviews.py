@@ -82,7 +82,7 @@ def _row_review_request(loaded: Loaded) -> Definition:
 
 def _row_waiting(stands: Progress) -> list[str]:
     rows = row_review_awaited(stands)
-    return [f"{' or '.join(r['who'])}, since {r['since']}: {_link(r['link'])}. {stands.says}" for r in rows]
+    return [f"{' or '.join(r['who'])}, since {r['since']}: {_link(r['link'])}" for r in rows]
 
 
 def _dataset_review_request(loaded: Loaded) -> Definition:

@@ -63,6 +63,15 @@ class Ui:
         self._picture(f"checks_{asset}")
         return self._page.inner_text("body")
 
+    def metadata(self, asset: str) -> str:
+        """What the latest materialization of an asset says, with the addresses of its links."""
+        self._open(f"assets/{self._project}/{asset}?view=overview")
+        self._page.get_by_text("waiting for").first.wait_for(timeout=60_000)
+        self._page.wait_for_timeout(2000)
+        self._picture(f"metadata_{asset}")
+        links = [str(a.get_attribute("href")) for a in self._page.locator("a[href^='http']").all()]
+        return " ".join([self._page.inner_text("body"), *links])
+
     def loss_curve(self, asset: str) -> int:
         """The loss curve as the asset's page shows it; returns its area in pixels."""
         shown = self._page.get_by_text("[Show Markdown]").first

@@ -3,8 +3,8 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -172,17 +172,32 @@ def failed_checks(settings: Settings, run_id: str) -> list[tuple[str, str]]:
     return found
 
 
+def sign_offs_moved(settings: Settings, project: str, holding: Mapping[str, str]) -> bool:
+    """Whether Dagster was told otherwise of the sign-offs, so that it is worth loading it to tell it again.
+
+    Args:
+        holding: sign-off to the digest it holds for; empty where it does not hold.
+    """
+    path = _told(settings, project)
+    told = json.loads(path.read_text("utf-8"))["told"] if path.exists() else {}
+    return any(told.get(f"{project}/{asset}", "") != digest for asset, digest in holding.items())
+
+
+def _told(settings: Settings, project: str) -> Path:
+    return settings.home / "activity" / project / "sign_offs.json"
+
+
 def report_sign_offs(settings: Settings, project: str) -> None:
-    """Tell Dagster of the sign-offs that hold, as the `decisions` sensor does where a daemon runs."""
+    """Tell Dagster which sign-offs hold, and which no more, as the sensor `decisions` does in a daemon."""
     if live_platform(settings):
         return
     from assets.line import open_line
-    from sensors.decisions import sign_off_events
+    from sensors.decisions import Cursor, sign_off_events, validity_events
 
-    instance = open_instance(settings)
-    path = settings.home / "activity" / project / "told.json"
-    told = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    for event in sign_off_events(open_line(project, settings), told, instance):
+    instance, line = open_instance(settings), open_line(project, settings)
+    path = _told(settings, project)
+    cursor = Cursor.read(path.read_text("utf-8") if path.exists() else None)
+    for event in (*sign_off_events(line, cursor.told, instance), *validity_events(line, cursor.shown)):
         instance.report_runless_asset_event(event)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told), encoding="utf-8")
+    path.write_text(json.dumps(asdict(cursor)), encoding="utf-8")

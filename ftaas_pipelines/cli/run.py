@@ -79,12 +79,11 @@ def carry_out(
         states = _upto(line_states(line), until)
         due = due_assets(line, until)
         if not due:
-            refused = next((s for s in states if s.state == "refused"), None)
-            if refused:
-                raise Refused(refused.reason)
+            if dagster_run.sign_offs_moved(settings, name, _holding(states)):
+                dagster_run.report_sign_offs(settings, name)
+            _raise_refused(states)
             waiting = waiting_for(states)
             if not waiting:
-                dagster_run.report_sign_offs(settings, name) if tried else None
                 return states
             if time.monotonic() >= deadline:
                 raise _waiting(states, waiting)
@@ -94,7 +93,7 @@ def carry_out(
             time.sleep(1)
             continue
         names = [s.name for s in due]
-        mark = ",".join(names)
+        mark = str([(s.name, s.state, s.digest, s.reason) for s in due])
         if mark in tried:
             raise FtaasError(
                 f"made no headway: {', '.join(names)}", name, due[0].reason, f"see `ftaas logs {name}`"
@@ -119,6 +118,18 @@ def due_assets(line: Line, until: str = "") -> list[AssetState]:
         if state.state in ("missing", "stale", "failed", "running"):
             due.append(state)
     return due
+
+
+def _raise_refused(states: list[AssetState]) -> None:
+    refused = next((s for s in states if s.state == "refused"), None)
+    if refused:
+        raise Refused(refused.reason)
+
+
+def _holding(states: list[AssetState]) -> dict[str, str]:
+    """Each sign-off, and the digest it holds for; empty where it does not."""
+    sign_offs = (s for s in states if s.name == "dataset_sign_off" or _is_approval(s.name))
+    return {s.name: (s.digest or "") if s.state == "fresh" else "" for s in sign_offs}
 
 
 def _is_approval(name: str) -> bool:

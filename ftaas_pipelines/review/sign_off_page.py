@@ -79,12 +79,18 @@ def _row_review(found: Mapping[str, Any] | None) -> str:
             ("State", found.get("state")),
             ("Rows asked about", f"{found.get('asked')} of {found.get('records')}"),
             ("Seed of the sample", found.get("seed")),
-            ("Verdicts", _counts(found.get("words"))),
-            ("Agreement", _counts(found.get("agreement"))),
+            ("Verdicts", _counts({name: n for name, n in (found.get("words") or {}).items() if n})),
+            ("Agreement", _agreement(found.get("agreement"))),
             ("What the sample supports", found.get("bound_says")),
         ],
         "Row review",
     )
+
+
+def _agreement(found: Mapping[str, Any] | None) -> str:
+    if found and not found.get("rows"):
+        return "one person looked at each row"
+    return _counts(found)
 
 
 def _findings(found: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
 from ftaas_pipelines.governance.ledger import Ledger
-from ftaas_pipelines.review.rounds import Answer, Opened, Round, State, Task
+from ftaas_pipelines.review.rounds import Answer, Kind, Opened, Round, State, Task
 from ftaas_pipelines.store import digest_of, hold
 from resources.label_studio import people
 from resources.label_studio.api import BULK_TIMEOUT_S, Api, LabelStudioError
@@ -27,6 +27,8 @@ TITLE = 50 - len(CLOSED)
 """Characters of a title: Label Studio takes 50, and a closed round's has the mark before it."""
 _AT_ONCE = 1000  # tasks a request: what a crash half-way can leave to be asked for again
 _PAGE = 100  # projects a page, at most
+_ROOM = 100  # answers after which a question is put before nobody any more
+_SHARED: tuple[Kind, ...] = ("rows", "preference", "adjudication")
 _COUNTS = "id,task_number,total_annotations_number,skipped_annotations_number,num_tasks_with_annotations"
 
 
@@ -159,7 +161,7 @@ class LabelStudio:
                 label_config=form,
                 expert_instruction=asked.instruction,
                 show_instruction=bool(asked.instruction),
-                maximum_annotations=asked.per_task,
+                maximum_annotations=_room(asked),
                 show_collab_predictions=False,
                 request_options=once,
             ),
@@ -258,6 +260,16 @@ class LabelStudio:
                     opened.link,
                     do="find out who did; delete that project there, and have the round opened again",
                 )
+
+
+def _room(asked: Round) -> int:
+    """How many answers Label Studio takes to a task before it shows it to nobody any more.
+
+    People share the rows of a review. Where nothing is shared there is room for more than is asked for: an
+    answer that does not count, a forged one say, must not take the question away from whoever was asked.
+    """
+    shared = asked.kind in _SHARED and len(asked.who) > asked.per_task
+    return asked.per_task if shared else _ROOM
 
 
 def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
