@@ -22,8 +22,8 @@ from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.dataset import Splits
 from ftaas_pipelines.projects.policy import PlatformPolicy
-from ftaas_pipelines.review import row_standing, verdicts
-from ftaas_pipelines.review.row_standing import Progress, Terms
+from ftaas_pipelines.review.rows import row_standing, verdicts
+from ftaas_pipelines.review.rows.row_standing import Progress, Terms
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Run, Spec, Stage
 from ftaas_pipelines.store import Artifact, Store, digest_of

@@ -11,12 +11,13 @@ from assets.data_line import NotMade
 from assets.line import Line
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
 from ftaas_pipelines.governance.requirement import Requirement
-from ftaas_pipelines.review import requests, round_log, sign_off_rounds
+from ftaas_pipelines.review import round_log
 from ftaas_pipelines.review.local_inbox import SERVER as INBOX
 from ftaas_pipelines.review.local_inbox import LocalInbox
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Kind, Labelling
-from ftaas_pipelines.review.row_review import RowReview
+from ftaas_pipelines.review.rows.row_review import RowReview
+from ftaas_pipelines.review.sign_offs import requests, sign_off_rounds
 from ftaas_pipelines.store import digest_of
 from resources import label_studio
 from resources.label_studio.api import LabelStudioError

@@ -19,9 +19,10 @@ from ftaas_pipelines.evaluation.cards.approval import approval_summary
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.requirement import ROLE_NAMES, Requirement, policy_version
 from ftaas_pipelines.projects.catalog import Loaded
-from ftaas_pipelines.review import requests, row_standing
-from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
-from ftaas_pipelines.review.row_standing import Progress
+from ftaas_pipelines.review.rows import row_standing
+from ftaas_pipelines.review.rows.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.rows.row_standing import Progress
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.store import Artifact
 
 STILL_VALID = "still_valid"

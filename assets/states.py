@@ -10,8 +10,8 @@ from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.evidence import release_problems
 from ftaas_pipelines.governance.gates import Requirement
-from ftaas_pipelines.review import requests
-from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.rows.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.store import Artifact, short
 
 State = Literal["missing", "fresh", "stale", "running", "waiting", "refused", "failed", "pinned"]

@@ -22,7 +22,7 @@ from assets.line import Line, open_line
 from benchmarks import ROOT, Cost, environment, measure
 from ftaas_pipelines import settings
 from ftaas_pipelines.governance import gates
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.stages.spec import Spec
 
 NAME = "maintenance_assistant"

@@ -16,8 +16,8 @@ from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.ledger import Entry
 from ftaas_pipelines.governance.requirement import Requirement
 from ftaas_pipelines.governance.standing import CLOCKS_DIFFER
-from ftaas_pipelines.review import requests
-from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.rows.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.store import digest_of, short
 
 

@@ -27,7 +27,7 @@ from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.projects.project import Project
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.store import Artifact, Store, digest_of
 
 EXTRA = """

@@ -16,9 +16,9 @@ from ftaas_pipelines.governance.gates import Requirement, standing
 from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.policy import load as load_policy
-from ftaas_pipelines.review import requests, sign_off_rounds
 from ftaas_pipelines.review.rounds import Opened
-from ftaas_pipelines.review.sign_off_answers import Collected
+from ftaas_pipelines.review.sign_offs import requests, sign_off_rounds
+from ftaas_pipelines.review.sign_offs.sign_off_answers import Collected
 from ftaas_pipelines.store import Store, digest_of
 from resources.label_studio import LabelStudio, connect
 

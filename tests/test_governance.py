@@ -10,7 +10,7 @@ from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.governance.ledger import Ledger
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 
 DIGEST = "a" * 64
 PEOPLE = {"sme": ["sam@example.com", "both@example.com"], "rai": ["rita@example.com", "both@example.com"]}

@@ -16,7 +16,8 @@ from ftaas_pipelines import settings
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.monitoring.backoff import Backoff
-from ftaas_pipelines.review import notices, requests
+from ftaas_pipelines.review import notices
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.settings import Settings
 from sensors.notices import notices_sensor, tell
 

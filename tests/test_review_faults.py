@@ -28,7 +28,8 @@ from ftaas_pipelines.cli.main import main
 from ftaas_pipelines.definitions import build
 from ftaas_pipelines.errors import Refused
 from ftaas_pipelines.governance import gates
-from ftaas_pipelines.review import requests, round_log
+from ftaas_pipelines.review import round_log
+from ftaas_pipelines.review.sign_offs import requests
 from resources.label_studio import people
 from resources.label_studio.api import Api
 

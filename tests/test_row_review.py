@@ -20,14 +20,15 @@ from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.projects.dataset import Duplicates
 from ftaas_pipelines.projects.project import Batch
-from ftaas_pipelines.review import agreement, forms, round_log, row_standing, sampling, verdicts
+from ftaas_pipelines.review import forms, round_log
 from ftaas_pipelines.review.acceptance import Accepted
 from ftaas_pipelines.review.local_inbox import LocalInbox
-from ftaas_pipelines.review.risk import risks
 from ftaas_pipelines.review.round_log import Desk
 from ftaas_pipelines.review.rounds import Answer, Kind, Task
-from ftaas_pipelines.review.row_review import RowReview, rows_digest
-from ftaas_pipelines.review.row_standing import Progress, Terms
+from ftaas_pipelines.review.rows import agreement, row_standing, sampling, verdicts
+from ftaas_pipelines.review.rows.risk import risks
+from ftaas_pipelines.review.rows.row_review import RowReview, rows_digest
+from ftaas_pipelines.review.rows.row_standing import Progress, Terms
 from ftaas_pipelines.store import Artifact, Store, file_digest
 from resources.label_studio import connect
 
@@ -232,7 +233,7 @@ def test_a_sample_is_the_same_for_the_same_rows_risky_first_and_spread(tmp_path:
 
 
 def _all_new(world: World) -> Any:
-    from ftaas_pipelines.review import new_rows
+    from ftaas_pipelines.review.rows import new_rows
 
     return new_rows.compare(world.make(), None, [])
 

@@ -22,7 +22,7 @@ from assets.line import Line, open_line
 from ftaas_pipelines import settings
 from ftaas_pipelines.definitions import build
 from ftaas_pipelines.errors import FtaasError
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.training.checkpoints import mark
 from sensors.alerts import alerts_sensor, describe, send
 from sensors.decisions import sign_off_events

@@ -25,13 +25,14 @@ from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.projects.project import Project
-from ftaas_pipelines.review import forms, look_back, requests
+from ftaas_pipelines.review import forms
 from ftaas_pipelines.review.acceptance import Asked, Judged, accepted
 from ftaas_pipelines.review.forms import problems_of
 from ftaas_pipelines.review.identity import may_answer_as
 from ftaas_pipelines.review.local_inbox import LocalInbox
 from ftaas_pipelines.review.round_log import Desk
 from ftaas_pipelines.review.rounds import Answer, Opened, Round, Task
+from ftaas_pipelines.review.sign_offs import look_back, requests
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import Store
 

@@ -19,7 +19,7 @@ from ftaas_pipelines import settings
 from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.serving import deployments, supervisor_process
 from ftaas_pipelines.serving.desired import Folder, ReleaseToServe, Wanted
 from ftaas_pipelines.store import Artifact, Store

@@ -18,8 +18,8 @@ from ftaas_pipelines.cli import output
 from ftaas_pipelines.cli.run import carry_out, due_assets
 from ftaas_pipelines.errors import FtaasError, Refused
 from ftaas_pipelines.governance.requirement import policy_version
-from ftaas_pipelines.review import requests
 from ftaas_pipelines.review.identity import may_answer_as
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import short

@@ -11,8 +11,8 @@ from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance import gates
-from ftaas_pipelines.review import look_back
 from ftaas_pipelines.review.identity import may_answer_as
+from ftaas_pipelines.review.sign_offs import look_back
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.settings import ENVIRONMENTS

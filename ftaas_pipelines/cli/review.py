@@ -17,11 +17,12 @@ from ftaas_pipelines.governance.requirement import policy_version
 from ftaas_pipelines.projects import catalog
 from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.projects.project import Project
-from ftaas_pipelines.review import requests, round_log
+from ftaas_pipelines.review import round_log
 from ftaas_pipelines.review.identity import may_answer_as
 from ftaas_pipelines.review.local_inbox import SERVER, LocalInbox
-from ftaas_pipelines.review.requests import Review
 from ftaas_pipelines.review.rounds import Kind, Opened, Round, Task
+from ftaas_pipelines.review.sign_offs import requests
+from ftaas_pipelines.review.sign_offs.requests import Review
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import Store, short
 
@@ -275,7 +276,7 @@ def _progress(settings: Settings, ledger: Ledger, review: Review) -> str:
     """How many answers its round in the labelling tool holds, or why that cannot be told."""
     if "://" not in review.link:
         return ""
-    from ftaas_pipelines.review import sign_off_rounds
+    from ftaas_pipelines.review.sign_offs import sign_off_rounds
     from resources import label_studio
 
     try:

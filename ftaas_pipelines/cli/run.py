@@ -17,7 +17,7 @@ from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
 from ftaas_pipelines.cli.watch import RunWatch
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Problem, Refused
-from ftaas_pipelines.review.row_standing import ASSET as ROW_REVIEW
+from ftaas_pipelines.review.rows.row_standing import ASSET as ROW_REVIEW
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import short
 

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 from ftaas_pipelines.governance.gates import ROLE_NAMES
 from ftaas_pipelines.governance.ledger import Entry, Ledger
-from ftaas_pipelines.review import requests, round_log
+from ftaas_pipelines.review import round_log
 from ftaas_pipelines.review.local_inbox import SERVER as INBOX
-from ftaas_pipelines.review.requests import Review
 from ftaas_pipelines.review.round_log import RoundState
 from ftaas_pipelines.review.rounds import Kind
+from ftaas_pipelines.review.sign_offs import requests
+from ftaas_pipelines.review.sign_offs.requests import Review
 from ftaas_pipelines.store import short
 
 Channel = Literal["mail", "webhook"]

@@ -15,11 +15,12 @@ from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.governance.requirement import Requirement, policy_version
 from ftaas_pipelines.projects.policy import ROLES, PlatformPolicy
 from ftaas_pipelines.projects.project import Project
-from ftaas_pipelines.review import acceptance, requests, round_log
-from ftaas_pipelines.review.requests import Review
+from ftaas_pipelines.review import acceptance, round_log
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Kind, Labelling, Opened, Round, Task
-from ftaas_pipelines.review.sign_off_answers import VIA, Collected, Look
+from ftaas_pipelines.review.sign_offs import requests
+from ftaas_pipelines.review.sign_offs.requests import Review
+from ftaas_pipelines.review.sign_offs.sign_off_answers import VIA, Collected, Look
 from ftaas_pipelines.store import Store, digest_of, short
 
 SIGN_OFFS: tuple[Kind, ...] = ("sme", "rai", "approver", "break_glass")

@@ -23,10 +23,10 @@ from ftaas_pipelines.data.inputs import DatasetInputs
 from ftaas_pipelines.data.splits.rules import share
 from ftaas_pipelines.data.versions import view
 from ftaas_pipelines.review import forms
-from ftaas_pipelines.review.new_rows import CAME, OLD, NewRows
-from ftaas_pipelines.review.risk import Risks, risks
 from ftaas_pipelines.review.rounds import Kind, Task
-from ftaas_pipelines.review.row_standing import rows_digest
+from ftaas_pipelines.review.rows.new_rows import CAME, OLD, NewRows
+from ftaas_pipelines.review.rows.risk import Risks, risks
+from ftaas_pipelines.review.rows.row_standing import rows_digest
 from ftaas_pipelines.store import Artifact
 
 pc: Any = pyarrow.compute  # its functions are made at run time

@@ -11,9 +11,9 @@ from typing import Literal
 from ftaas_pipelines.review import forms, round_log
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Kind, Round, Task
-from ftaas_pipelines.review.row_answers import gather
-from ftaas_pipelines.review.row_standing import ASSET, Terms
-from ftaas_pipelines.review.verdicts import Said
+from ftaas_pipelines.review.rows.row_answers import gather
+from ftaas_pipelines.review.rows.row_standing import ASSET, Terms
+from ftaas_pipelines.review.rows.verdicts import Said
 from ftaas_pipelines.store import digest_of
 
 INSTRUCTION = "Reviewers differ on these rows. You see what they said, without their names: decide."

@@ -10,7 +10,7 @@ from ftaas_pipelines.governance.ledger import Entry, Ledger
 from ftaas_pipelines.governance.requirement import Requirement, policy_version
 from ftaas_pipelines.projects.policy import PlatformPolicy
 from ftaas_pipelines.projects.project import Project
-from ftaas_pipelines.review import requests
+from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.store import short
 
 

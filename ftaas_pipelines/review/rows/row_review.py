@@ -19,16 +19,17 @@ from ftaas_pipelines.data.inputs import DatasetInputs
 from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance.ledger import Entry
 from ftaas_pipelines.projects.project import Batch
-from ftaas_pipelines.review import adjudication, forms, round_log, row_standing, verdicts
+from ftaas_pipelines.review import forms, round_log
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Answer, Round, Task
-from ftaas_pipelines.review.row_answers import Gathered, gather, people_done
-from ftaas_pipelines.review.row_standing import ASSET, Progress, Terms, rows_digest
-from ftaas_pipelines.review.verdicts import Judgement, Said
+from ftaas_pipelines.review.rows import adjudication, row_standing, verdicts
+from ftaas_pipelines.review.rows.row_answers import Gathered, gather, people_done
+from ftaas_pipelines.review.rows.row_standing import ASSET, Progress, Terms, rows_digest
+from ftaas_pipelines.review.rows.verdicts import Judgement, Said
 from ftaas_pipelines.store import Artifact, digest_of, now
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.review.new_rows import NewRows
+    from ftaas_pipelines.review.rows.new_rows import NewRows
 
 LEASE_S = 600
 INSTRUCTION = (
@@ -89,7 +90,7 @@ class RowReview:
         self, dataset: Artifact, inputs: DatasetInputs, splits: Artifact | None, at: str
     ) -> tuple[Round, list[Task]] | Entry:
         """The round to open and its tasks; or the entry that says why none is opened."""
-        from ftaas_pipelines.review import new_rows, sampling
+        from ftaas_pipelines.review.rows import new_rows, sampling
 
         terms, rows = self.terms, rows_digest(inputs)
         if len(terms.smes) < terms.per_task:
@@ -221,7 +222,7 @@ class RowReview:
         step: adjudication.Step | None,
     ) -> Progress:
         """Verdicts to the store, the tool's rounds closed, and last the entry that makes it all count."""
-        from ftaas_pipelines.review import agreement, sampling
+        from ftaas_pipelines.review.rows import agreement, sampling
 
         decided = [said for one in step.decided.values() for said in one] if step else list[Said]()
         artifact = verdicts.write(self.desk.store, state.id, found, [*gathered.all(), *decided])

@@ -13,10 +13,11 @@ from ftaas_pipelines.errors import InputInvalid, Refused
 from ftaas_pipelines.governance.gates import APPROVING
 from ftaas_pipelines.governance.ledger import Entry
 from ftaas_pipelines.governance.requirement import ROLE_NAMES
-from ftaas_pipelines.review import acceptance, forms, requests, round_log
+from ftaas_pipelines.review import acceptance, forms, round_log
 from ftaas_pipelines.review.acceptance import Accepted, Asked, Judged, RefusedAnswer
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Answer
+from ftaas_pipelines.review.sign_offs import requests
 
 VIA = "label_studio"
 

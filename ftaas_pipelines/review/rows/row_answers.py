@@ -4,11 +4,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ftaas_pipelines.review import acceptance, forms, verdicts
+from ftaas_pipelines.review import acceptance, forms
 from ftaas_pipelines.review.acceptance import Asked, RefusedAnswer
 from ftaas_pipelines.review.round_log import Desk, RoundState
 from ftaas_pipelines.review.rounds import Round, Task
-from ftaas_pipelines.review.verdicts import Said
+from ftaas_pipelines.review.rows import verdicts
+from ftaas_pipelines.review.rows.verdicts import Said
 
 
 @dataclass
