@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from resources import label_studio
 from resources.label_studio import people
 from resources.label_studio.server import Server, running
+from resources.ports import require_free
 
 _READY_S = 120
 _STOP_S = 20
@@ -42,7 +42,7 @@ def dev(
             "the platform already runs here", str(settings.home), do="stop the other `make dev`"
         )
     for name, port in (("DAGSTER", settings.port_dagster), ("MLFLOW", settings.port_mlflow)):
-        _port_free(name, port)
+        require_free(name, port)
     # A server that the settings name is somebody else's to start.
     ours = None if without_label_studio or settings.label_studio_url else Server(settings)
     children: dict[str, subprocess.Popen[bytes]] = {}
@@ -175,20 +175,6 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=2).is_success
     except httpx.HTTPError:
         return False
-
-
-def _port_free(name: str, port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputInvalid(
-                "the port is in use",
-                f"FTAAS_PORT_{name}",
-                str(port),
-                f"stop what holds it, or set FTAAS_PORT_{name}",
-            ) from None
 
 
 def _addresses(settings: Settings) -> dict[str, str]:

@@ -8,7 +8,6 @@ FTAAS_HOME/label_studio/data/           its SQLite database, where no PostgreSQL
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from sqlalchemy.exc import ArgumentError
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.settings import Settings
 from resources.label_studio import installation, private
+from resources.ports import require_free
 
 SERVICE = "platform@ftaas.local"
 """The platform's own account. It opens rounds; it never signs."""
@@ -89,7 +89,7 @@ class Server:
             InputInvalid: the port is in use, or the database is no PostgreSQL.
             FtaasError: it could not be installed.
         """
-        _port_free(self._settings.port_label_studio)
+        require_free("LABEL_STUDIO", self._settings.port_label_studio)
         installation.install(say)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         data = self._folder / "data"
@@ -216,21 +216,6 @@ def _database(url: str) -> dict[str, str]:
         "POSTGRE_PORT": str(parts.port or 5432),
         "POSTGRE_NAME": parts.database or "",
     }
-
-
-def _port_free(port: int) -> None:
-    # Label Studio would move to the next port and say so nowhere.
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise InputInvalid(
-                "the port is in use",
-                "FTAAS_PORT_LABEL_STUDIO",
-                str(port),
-                "stop what holds it, or set FTAAS_PORT_LABEL_STUDIO",
-            ) from None
 
 
 def _healthy(url: str) -> bool:
