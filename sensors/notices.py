@@ -10,10 +10,12 @@ import dagster as dg
 from ftaas_pipelines import settings
 from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
+from ftaas_pipelines.governance.requirement import policy_version
 from ftaas_pipelines.monitoring import outbox
 from ftaas_pipelines.monitoring.backoff import Backoff
 from ftaas_pipelines.monitoring.outbox import NotSent
 from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.review import notices
 from ftaas_pipelines.review.notices import NOTIFIED, Channel, Notice
 from ftaas_pipelines.settings import Settings
@@ -99,7 +101,7 @@ def notices_sensor(projects: list[Loaded]) -> dg.SensorDefinition:
         if not channels(config):
             return dg.SkipReason("set FTAAS_NOTIFY_EMAIL=1 and FTAAS_SMTP_URL, or FTAAS_NOTIFY_WEBHOOK")
         try:
-            ledger = open_ledger(config)
+            ledger = open_ledger(config, policy_version(load_policy(config.policy)))
             sent = tell(config, ledger, names, datetime.now(UTC), context.log)
         except FtaasError as error:
             return dg.SkipReason(str(error))

@@ -544,17 +544,6 @@ def test_a_folder_keeps_the_newest_heads_only(reopen: Reopen, tmp_path: Path) ->
     assert kept[0] == 5000 and kept[-1] >= 4000 and ledger.verify().ok
 
 
-@pytest.fixture(scope="module")
-def s3_url() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    moto.start()
-    host, port = moto.get_host_and_port()
-    yield f"http://{host}:{port}"
-    moto.stop()
-
-
 def test_heads_under_object_lock_outlive_an_attacker_with_the_key_of_the_bucket(
     s3_url: str,
     reopen: Reopen,

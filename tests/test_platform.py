@@ -2,10 +2,8 @@
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from processes import command_line
+from processes import command_line, dev_server, wait_for
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.store import Store
@@ -34,26 +32,11 @@ def codes(home: Path, project_factory: Callable[..., Path]) -> Path:
 @pytest.fixture
 def platform(codes: Path, ftaas: Run) -> Iterator["subprocess.Popen[bytes]"]:
     """`ftaas dev` until the end of the test; no process of it is left."""
-    command = [sys.executable, "-m", "ftaas_pipelines.cli.main", "dev", "--without-label-studio"]
-    dev = subprocess.Popen(command)
     try:
-        wait_for(lambda: (settings.load().home / "dev.json").exists() or dev.poll() is not None, 150)
-        assert dev.poll() is None, "make dev ended by itself"
-        yield dev
+        with dev_server("--without-label-studio") as dev:
+            yield dev
     finally:
-        family = psutil.Process(dev.pid).children(recursive=True) if dev.poll() is None else []
-        dev.send_signal(signal.SIGINT)
-        dev.wait(60)
-        _, alive = psutil.wait_procs(family, timeout=15)
         ftaas("deployment", "stop", "codes")
-        assert not alive, f"left behind: {[command_line(p) for p in alive]}"
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.5)
 
 
 def kill(platform: "subprocess.Popen[bytes]", but: psutil.Process | None = None) -> None:

@@ -7,10 +7,8 @@ and approved; what is forged or changed afterwards is found.
 import json
 import os
 import re
-import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -21,9 +19,8 @@ import psutil
 import pytest
 from conftest import PROJECT
 from label_studio import PEOPLE, Result, Studio
-from processes import command_line
+from processes import command_line, dev_server, wait_for
 from test_line import materialise_alone, states
-from test_platform import wait_for
 
 from assets.line import open_line
 from ftaas_pipelines import settings
@@ -208,18 +205,8 @@ def platform(codes: Path) -> Iterator["subprocess.Popen[bytes]"]:
     # Other rows than in the test before: the Label Studio they share knows a question again by its rows.
     data = codes.parent / "data" / "rows.jsonl"
     data.write_bytes(b"".join(data.read_bytes().splitlines(keepends=True)[:100]))
-    command = [sys.executable, "-m", "ftaas_pipelines.cli.main", "dev"]
-    dev = subprocess.Popen(command)
-    try:
-        wait_for(lambda: (settings.load().home / "dev.json").exists() or dev.poll() is not None, 150)
-        assert dev.poll() is None, "make dev ended by itself"
+    with dev_server() as dev:
         yield dev
-    finally:
-        family = psutil.Process(dev.pid).children(recursive=True) if dev.poll() is None else []
-        dev.send_signal(signal.SIGINT)
-        dev.wait(60)
-        _, alive = psutil.wait_procs(family, timeout=15)
-        assert not alive, f"left behind: {[command_line(p) for p in alive]}"
 
 
 def test_with_the_daemon_a_sign_off_in_label_studio_starts_the_training_within_a_minute(

@@ -517,17 +517,6 @@ def test_a_database_out_of_reach_never_shows_its_password(
 # -- object stores ------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
 @pytest.fixture
 def bucket(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A file system with an empty bucket `data`, and the secrets of it in the environment."""

@@ -17,7 +17,9 @@ from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
 from ftaas_pipelines.governance.ledger import open_ledger
+from ftaas_pipelines.governance.requirement import policy_version
 from ftaas_pipelines.projects import catalog
+from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from resources import label_studio
@@ -87,7 +89,7 @@ def dev(
 
 def _accounts(settings: Settings) -> None:
     """Accounts for the people of the projects; whoever cannot have one is named, and the rest goes on."""
-    tool = label_studio.connect(settings, open_ledger(settings))
+    tool = label_studio.connect(settings, open_ledger(settings, policy_version(load_policy(settings.policy))))
     assert tool is not None
     projects, _ = catalog.load_all(settings.projects, settings.policy)
     wanted = people.asked_of(loaded.project for loaded in projects)

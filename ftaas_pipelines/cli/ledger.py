@@ -14,6 +14,8 @@ from ftaas_pipelines import settings
 from ftaas_pipelines.cli.output import Json, emit, facts, table
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import GENESIS, Entry, open_ledger
+from ftaas_pipelines.governance.requirement import policy_version
+from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.store import short
 
 app = typer.Typer()
@@ -153,7 +155,8 @@ def restore(
     from ftaas_pipelines.governance import ledger_backup
 
     chosen = settings.load()
-    entry = ledger_backup.restore(open_ledger(chosen), file, by=chosen.who, accept_loss=accept_loss)
+    ledger = open_ledger(chosen, policy_version(load_policy(chosen.policy)))
+    entry = ledger_backup.restore(ledger, file, by=chosen.who, accept_loss=accept_loss)
     text = f"{entry.body['entries']} entries stand again; entry {entry.seq} records it"
     emit(as_json, {"entry": asdict(entry)}, lambda screen: screen.print(text))
 

@@ -14,6 +14,8 @@ from ftaas_pipelines.cli.data.catalog import open_card
 from ftaas_pipelines.cli.data.opening import KINDS, Digest, dataset_of, project_of
 from ftaas_pipelines.cli.output import Json, emit, facts, table
 from ftaas_pipelines.errors import Refused
+from ftaas_pipelines.governance.requirement import policy_version
+from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import Artifact, short
 
@@ -78,7 +80,8 @@ def export(
     project = _require_known_actor(artifact, settings)
     made = export(artifact, to.value, out, split or None, open_card(digest))
     body: dict[str, Any] = {"to": to.value, "split": split or None, "records": made.records}
-    open_ledger(settings).append("export", artifact.digest, body, project=project, actor=settings.who)
+    ledger = open_ledger(settings, policy_version(load_policy(settings.policy)))
+    ledger.append("export", artifact.digest, body, project=project, actor=settings.who)
     document = {"digest": artifact.digest, "folder": str(made.folder), **body, "files": made.files}
     counts = ", ".join(f"{n} {part}" for part, n in made.records.items())
     emit(as_json, document, lambda screen: screen.print(f"{counts} written to {made.folder} ({to.value})"))
