@@ -48,8 +48,18 @@ def token_f1(answer: str, reference: str) -> float:
 
 
 def rouge_l(answer: str, reference: str) -> float:
-    """F1 of the longest common subsequence of words (rouge_score, without stemming)."""
-    return float(_rouge().score(reference, answer)["rougeL"].fmeasure)
+    """F1 of the longest common subsequence of words: the number that rouge_score gives, without stemming.
+
+    Its own search is in plain Python: half a minute for texts of five thousand words.
+    """
+    from rapidfuzz.distance import LCSseq
+
+    given, wanted = _tokens(answer), _tokens(reference)
+    common = LCSseq.similarity(given, wanted)
+    if not common:
+        return 0.0
+    precision, recall = common / len(given), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
 
 
 def chrf(answer: str, reference: str) -> float:
@@ -68,20 +78,6 @@ def _canonical(value: dict[str, Any]) -> str:
 
 def _tokens(text: str) -> list[str]:
     return _TOKEN.findall(text.lower())
-
-
-class _Words:
-    """Tokenizer for rouge_score, whose own drops everything beyond ASCII."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return _tokens(text)
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer
-
-    return RougeScorer(["rougeL"], tokenizer=_Words())
 
 
 @cache
