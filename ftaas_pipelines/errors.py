@@ -38,6 +38,11 @@ class Problem:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Refusal(Problem):
+    """What a policy says no to; as input it is right."""
+
+
 class FtaasError(Exception):
     """The work failed. Base of every error that the platform raises on purpose."""
 
@@ -97,3 +102,15 @@ class Interrupted(FtaasError):
     """SIGINT or SIGTERM arrived; what can be resumed was saved."""
 
     exit_code = 130
+
+
+def raise_all(problems: Sequence[Problem]) -> None:
+    """Raise what was found, if anything was.
+
+    Raises:
+        Refused: only a policy says no.
+        InputInvalid: something is wrong; carries the refusals, too.
+    """
+    if problems:
+        refused = all(isinstance(problem, Refusal) for problem in problems)
+        raise Refused(problems) if refused else InputInvalid(problems)

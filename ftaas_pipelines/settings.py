@@ -27,6 +27,7 @@ class Settings:
     home: Path = _setting(Path(".ftaas"), "where everything the platform writes is kept")
     projects: Path = _setting(Path("projects"), "folder of project folders")
     policy: Path = _setting(Path("policy/platform.yaml"), "the platform policy")
+    prices: Path = _setting(Path("policy/prices.yaml"), "what machines cost, draw and emit: quotes use it")
     actor: str = _setting("", "who acts (an e-mail); empty: the OS user through actor_map")
     profile: str = _setting("local", "local, or production: no local inbox, no demo identities")
     may_sign_as: str = _setting(

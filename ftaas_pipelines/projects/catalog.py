@@ -4,7 +4,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem, raise_all
 from ftaas_pipelines.projects import data_files, yaml_lines
 from ftaas_pipelines.projects.policy import PlatformPolicy, conflicts
 from ftaas_pipelines.projects.policy import load as load_policy
@@ -46,13 +46,13 @@ def read(path: Path, policy: PlatformPolicy) -> Loaded:
 
     Raises:
         InputInvalid: with every problem found.
+        Refused: all that stands against it is a policy.
     """
     project, lines = yaml_lines.parse(path, Project)
     loaded = Loaded(project, path.parent.resolve())
     problems = conflicts(policy, project, path, lines)
     problems += _misplaced(loaded, path, lines)
-    if problems:
-        raise InputInvalid(problems)
+    raise_all(problems)
     return loaded
 
 
@@ -123,13 +123,14 @@ def load_one(root: Path, policy_path: Path, name: str) -> Loaded:
 
     Raises:
         InputInvalid: it is not there, or it or its name-sake is wrong.
+        Refused: all that stands against it is a policy.
     """
     found = read_all(root, policy_path)
     for path, one in found.items():
         if isinstance(one, Loaded) and one.name == name:
             return one
         if isinstance(one, list) and (path.parent.name == name or any(f"'{name}'" in p.what for p in one)):
-            raise InputInvalid(one)
+            raise_all(one)
     known = ", ".join(one.name for one in found.values() if isinstance(one, Loaded)) or "none"
     broken = sum(isinstance(one, list) for one in found.values())
     do = f"known: {known}" + (f"; {broken} more have errors: `ftaas project validate`" if broken else "")

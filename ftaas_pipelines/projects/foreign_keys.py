@@ -6,7 +6,7 @@ The names are those of LLaMA-Factory's `examples/train_lora/*.yaml` and of Axolo
 from collections.abc import Callable
 from typing import Any, get_args
 
-from ftaas_pipelines.projects.project import Training
+from ftaas_pipelines.projects.recipe import Training
 
 _SCHEDULES = get_args(Training.model_fields["schedule"].annotation)
 # Our place of a key, and how its value is turned; a ValueError says why it cannot be taken over.

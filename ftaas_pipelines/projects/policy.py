@@ -7,8 +7,10 @@ from typing import Literal, get_args
 
 from pydantic import Field, field_validator
 
-from ftaas_pipelines.errors import Problem
+from ftaas_pipelines.errors import Problem, Refusal
 from ftaas_pipelines.projects import yaml_lines
+from ftaas_pipelines.projects.licences import Licences
+from ftaas_pipelines.projects.method import Distillation
 from ftaas_pipelines.projects.project import (
     Environment,
     People,
@@ -89,6 +91,7 @@ class PlatformPolicy(Section):
     must_beat_naive: bool = Field(default=True, description="no release that loses to a naive baseline")
     experiments: Experiments = Experiments()
     break_glass: BreakGlass = BreakGlass()
+    licences: Licences = Field(default=Licences(), description="of base models; a project may forbid more")
 
     @field_validator("tiers")
     @classmethod
@@ -144,6 +147,7 @@ def load(path: Path) -> PlatformPolicy:
     return yaml_lines.parse(path, PlatformPolicy)[0]
 
 
+OTHER_BASE = "choose a base of another licence (`ftaas model bases` lists some)"
 _FIELDS = {"owner": "owners", "sme": "smes", "rai": "rai_reviewers", "approver": "approvers"}
 _Place = tuple[str | int, ...]
 _Conflict = tuple[_Place, str, str, str]
@@ -153,9 +157,26 @@ _Conflict = tuple[_Place, str, str, str]
 def conflicts(policy: PlatformPolicy, project: Project, path: Path, lines: yaml_lines.Lines) -> list[Problem]:
     """Where a project asks for what the policy does not allow, or names too few people for it."""
     found = [*_unknown_people(policy, project), *_loosened(policy, project), *_too_few(policy, project)]
-    return [
+    problems = [
         Problem(what, f"{path}:{yaml_lines.line_of(lines, place)}", got, do) for place, what, got, do in found
     ]
+    refused = [
+        Refusal(what, f"{path}:{yaml_lines.line_of(lines, place)}", got, do)
+        for place, what, got, do in _forbidden_licences(policy, project)
+    ]
+    return [*problems, *refused]
+
+
+def _forbidden_licences(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
+    """Licences that the project itself states. Those that only the base's folder states: training.fitness."""
+    stated: list[tuple[_Place, str]] = [(("base_model", "licence"), project.base_model.licence)]
+    for i, recipe in enumerate(project.recipes):
+        if isinstance(recipe.method, Distillation):
+            stated.append((("recipes", i, "method", "teacher", "licence"), recipe.method.teacher.licence))
+    for place, licence in stated:
+        for whose, terms in (("the platform policy", policy.licences), ("the project", project.licences)):
+            if licence and (why := terms.why_not(licence)):
+                yield place, f"{whose} {why}", licence, OTHER_BASE
 
 
 def _unknown_people(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:

@@ -4,12 +4,15 @@ Every field's unit is in its name or its description; `ftaas project schema` pri
 """
 
 import re
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.dataset import Dataset
+from ftaas_pipelines.projects.licences import Licences
+from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.projects.section import Section
 
 Task = Literal["qa", "chat", "functions", "agents", "classification", "correction", "extraction"]
@@ -80,64 +83,6 @@ class Reviews(Section):
     )
 
 
-class BaseModelRef(Section):
-    """The model that is fine-tuned."""
-
-    id: str = Field(description="embedded/NAME, a folder, or a Hugging Face Hub id")
-    revision: str = Field(default="main", description="Hub branch, tag or commit")
-    licence: str = ""
-    family: Literal["causal", "seq2seq"] | None = Field(default=None, description="read off the model")
-
-
-class LoRA(Section):
-    kind: Literal["lora"] = "lora"
-    r: int = Field(default=8, ge=1, le=512)
-    alpha: int = Field(default=16, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: str | list[str] = "all-linear"
-
-
-class FullFineTuning(Section):
-    kind: Literal["full"]
-
-
-class Training(Section):
-    """How long and how fast. Steps count optimizer updates."""
-
-    max_steps: int | None = Field(default=None, ge=1, description="optimizer steps; wins over epochs")
-    epochs: float = Field(default=3.0, gt=0)
-    batch_size: int = Field(default=16, ge=1, description="examples per device and forward pass")
-    gradient_accumulation: int = Field(default=1, ge=1, description="forward passes per step")
-    learning_rate: float = Field(default=2e-4, gt=0, lt=1)
-    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
-    warmup_steps: int = Field(default=0, ge=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    max_seq_tokens: int = Field(default=512, ge=8)
-    seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
-    eval_steps: int | None = Field(default=None, ge=1, description="default: ten times a run")
-    save_steps: int | None = Field(default=None, ge=1, description="default: ten times a run")
-
-
-class Recipe(Section):
-    """One way to train; its adapter asset is `adapter_<name>`."""
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,19}$")
-    method: Literal["sft"] = "sft"
-    adapter: Annotated[LoRA | FullFineTuning, Field(discriminator="kind")] = LoRA()
-    training: Training = Training()
-    description: str = ""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_adapter(cls, value: Any) -> Any:
-        adapter = value.get("adapter") if isinstance(value, dict) else None
-        if isinstance(adapter, dict) and "kind" not in adapter:
-            return {**value, "adapter": {"kind": "lora", **adapter}}
-        return value
-
-
 class Evaluation(Section):
     metrics: list[MetricName] = ["exact_match", "token_f1", "rouge_l", "chrf"]
     primary: MetricName = Field(
@@ -180,9 +125,20 @@ class Serving(Section):
 
 
 class Budget(Section):
+    """What one training may cost. Quoted before it begins, held while it runs."""
+
     usd: float | None = Field(default=None, ge=0)
     training_minutes: float | None = Field(default=None, gt=0, description="a training may take at most this")
-    usd_per_hour: float = Field(default=0.0, ge=0, description="price of the machine that trains")
+    kwh: float | None = Field(default=None, gt=0, description="energy of one training")
+    co2e_kg: float | None = Field(default=None, gt=0, description="emissions of one training")
+    hardware: str = Field(
+        default="", description="what trains, a name of policy/prices.yaml; empty: this machine"
+    )
+    region: str = Field(default="", description="where, a region of policy/prices.yaml; empty: its default")
+    spot: bool = Field(default=False, description="count with spot prices")
+    usd_per_hour: float = Field(
+        default=0.0, ge=0, description="price of the machine that trains; above 0 it stands for the table's"
+    )
 
 
 class Retraining(Section):
@@ -197,6 +153,22 @@ class Retraining(Section):
         return cron
 
 
+def _check_chain(recipe: Recipe, before: dict[str, Recipe], all_names: set[str]) -> None:
+    """That what a recipe builds on stands before it, and is of the right kind."""
+    for name in recipe.needs:
+        if name not in before:
+            do = "move it up" if name in all_names else "there is no such recipe"
+            raise ValueError(f"recipe {recipe.name} builds on {name}, which does not stand before it; {do}")
+        if before[name].remote:
+            raise ValueError(f"recipe {recipe.name} builds on {name}, whose provider keeps the result")
+    scorer = getattr(recipe.method, "reward_model", None)
+    if scorer and before[scorer].answers:
+        raise ValueError(f"recipe {recipe.name}: the method of {scorer} is not reward; name a reward model")
+    start = recipe.init_from
+    if start and recipe.answers and not before[start].answers:
+        raise ValueError(f"recipe {recipe.name}: {start} is a reward model, which answers nothing")
+
+
 class Project(Section):
     """One `project.yaml`."""
 
@@ -209,6 +181,7 @@ class Project(Section):
     base_model: BaseModelRef
     recipes: list[Recipe] = Field(default=[Recipe(name="lora")], min_length=1)
     evaluation: Evaluation = Evaluation()
+    licences: Licences = Field(default=Licences(), description="of base models, beside the platform policy's")
     industry: str = ""
     department: str = ""
     customer: str = ""
@@ -223,9 +196,18 @@ class Project(Section):
 
     @field_validator("recipes")
     @classmethod
-    def _recipe_names_differ(cls, recipes: list[Recipe]) -> list[Recipe]:
+    def _recipes_fit_together(cls, recipes: list[Recipe]) -> list[Recipe]:
         if len({r.name for r in recipes}) < len(recipes):
             raise ValueError("two recipes have the same name")
+        if not any(r.answers for r in recipes):
+            raise ValueError(
+                "no recipe makes a model that answers here; add one whose method is not reward and whose "
+                "provider does not keep the result"
+            )
+        before: dict[str, Recipe] = {}
+        for recipe in recipes:
+            _check_chain(recipe, before, {r.name for r in recipes})
+            before[recipe.name] = recipe
         return recipes
 
     def recipe(self, name: str) -> Recipe:
