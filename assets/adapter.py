@@ -1,24 +1,22 @@
 """`adapter_<recipe>`: trained, behind the gate that asks for signed splits."""
 
-import base64
-import json
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
 
-from assets import activity, reviewing
+from assets import activity, adapter_page, reviewing
 from assets.automation import when_signed
 from assets.builder_types import Definition
-from assets.line import open_line
-from assets.making import Made, attempt, by_stage, result, tracked_run
+from assets.line import Line, open_line
+from assets.making import attempt, by_stage, result, tracked_run
 from assets.naming import common, key
 from ftaas_pipelines import settings
 from ftaas_pipelines.errors import Refused
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.projects.catalog import Loaded
-from ftaas_pipelines.projects.project import Recipe
-from ftaas_pipelines.store import Artifact
+from ftaas_pipelines.projects.recipe import Recipe
 from resources.launcher import SubprocessLauncher
 from resources.tracking import Tracking
 
@@ -35,11 +33,16 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
     name = f"adapter_{recipe.name}"
     asset_key, sign_off = key(loaded, name), key(loaded, "dataset_sign_off")
     how = "LoRA" if recipe.adapter.kind == "lora" else "full fine-tuning"
-    description = f"{recipe.description or recipe.name}: {recipe.method.upper()}, {how}."
+    description = f"{recipe.description or recipe.name}: {recipe.method.kind.upper()}, {how}."
 
     @dg.asset(
         **common(loaded, name, description, "pytorch"),
-        deps=[key(loaded, "splits"), key(loaded, "dataset_review_request"), sign_off],
+        deps=[
+            key(loaded, "splits"),
+            key(loaded, "dataset_review_request"),
+            sign_off,
+            *(key(loaded, f"adapter_{before}") for before in recipe.needs),
+        ],
         check_specs=[
             dg.AssetCheckSpec(
                 CHECK, asset=asset_key, blocking=True, description="SME and RAI signed these splits."
@@ -54,6 +57,7 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, name):
             line.require_known_actor(name)
+            line.require_fit(line.project.recipe(recipe.name))
             requirement = line.training_requirement()
             reviewing.reread(line, requirement, name)
         try:
@@ -81,16 +85,14 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
             if line.store.find(spec.input_digest):
                 made, link = by_stage(context, line, spec, launcher), None
             else:
-                # One training at a time on this machine. Not a Dagster pool: its slot outlives a killed
-                # run, and an in-process run that waits for one keeps a core busy (Dagster 1.13.27).
                 with (
-                    line.store.lease("training", line.settings.lease_wait_s, context.log.info),
+                    _machine(context, line, recipe),
                     tracked_run(tracking, line, spec, context.run_id) as run,
                 ):
                     made, link = by_stage(context, line, spec, launcher, run), run
                     run.tag(adapter=made.artifact.digest)
-        url = mlflow_link(line.settings, link.experiment_id, link.run_id) if link else None
-        yield result(made, **adapter_metadata(made, url))
+        url = adapter_page.mlflow_link(line.settings, link.experiment_id, link.run_id) if link else None
+        yield result(made, **adapter_page.metadata(made, url))
         yield dg.AssetCheckResult(
             passed=True, check_name=CHECK, asset_key=asset_key, metadata=grant.as_dict()
         )
@@ -98,50 +100,31 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
     return adapter
 
 
-def adapter_metadata(made: Made, mlflow_url: str | None) -> dict[str, Any]:
-    """What a person wants to see of a training: the curve, the cost, the run."""
-    artifact = made.artifact
-    picture = base64.b64encode(artifact.file("beside/loss.png").read_bytes()).decode()
-    attested = artifact.attestation
-    shown: dict[str, Any] = {
-        "loss": dg.MetadataValue.md(f"![training and validation loss](data:image/png;base64,{picture})"),
-        "steps": artifact.content["steps"],
-        "trainable_parameters": artifact.content["trainable_parameters"],
-        "training_seconds": round(float(attested["seconds"]), 1),
-        "cost_usd": round(float(attested["cost_usd"]), 4),
-    }
-    if mlflow_url:
-        shown["mlflow"] = dg.MetadataValue.url(mlflow_url)
-    return shown
+def _machine(
+    context: dg.AssetExecutionContext, line: Line, recipe: Recipe
+) -> contextlib.AbstractContextManager[Any]:
+    """One training at a time on this machine; a provider's are its own.
 
-
-def mlflow_link(config: settings.Settings, experiment_id: str, run_id: str) -> str:
-    """Where the MLflow UI of `make dev` shows a run."""
-    root = config.mlflow if config.mlflow.startswith("http") else f"http://127.0.0.1:{config.port_mlflow}"
-    return f"{root}/#/experiments/{experiment_id}/runs/{run_id}"
+    Not a Dagster pool: its slot outlives a killed run, and an in-process run that waits for one keeps a core
+    busy (Dagster 1.13.27).
+    """
+    if recipe.provider:
+        return contextlib.nullcontext()
+    return line.store.lease("training", line.settings.lease_wait_s, context.log.info)
 
 
 def _learning(loaded: Loaded, recipe: Recipe) -> dg.AssetChecksDefinition:
     name = f"adapter_{recipe.name}"
 
-    @dg.asset_check(asset=key(loaded, name), name="learning", description="The training loss went down.")
+    what = "What the method optimises got better: the loss went down, or the reward up."
+
+    @dg.asset_check(asset=key(loaded, name), name="learning", description=what)
     def learning() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
         artifact = line.adapter(line.project.recipe(recipe.name))
         if artifact is None:
             raise dg.Failure("the adapter is not made for the current content", allow_retries=False)
-        first, last = loss_ends(artifact)
-        return dg.AssetCheckResult(
-            passed=last < first,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=f"training loss {first:.3f} at the start, {last:.3f} at the end",
-        )
+        passed, said = adapter_page.learnt(artifact)
+        return dg.AssetCheckResult(passed=passed, severity=dg.AssetCheckSeverity.WARN, description=said)
 
     return learning
-
-
-def loss_ends(artifact: Artifact) -> tuple[float, float]:
-    """The first and the last training loss that were logged."""
-    lines = artifact.file("beside/metrics.jsonl").read_text("utf-8").splitlines()
-    losses = [row["loss"] for row in map(json.loads, lines) if "loss" in row]
-    return losses[0], losses[-1]

@@ -20,7 +20,7 @@ def define(loaded: Loaded) -> list[Definition]:
 
     @dg.asset(
         **common(loaded, "candidate", "The adapter chosen on validation scores.", "python"),
-        deps=[key(loaded, f"adapter_{r.name}") for r in recipes],
+        deps=[key(loaded, f"adapter_{r.name}") for r in recipes if r.answers],
         automation_condition=carry_on(),
     )
     def candidate(

@@ -15,6 +15,7 @@ from assets.withdrawal import STOPPED, require_serving, withdrawn
 from ftaas_pipelines import settings
 from ftaas_pipelines.evaluation.cards.approval import CHECKED
 from ftaas_pipelines.governance import gates
+from ftaas_pipelines.inference import pictures
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
@@ -147,7 +148,7 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
     @dg.asset_check(asset=asset, name="smoke", description="It answers.", blocking=True)
     def smoke() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
-        question = _test_rows(line)[0]
+        [question] = _test_rows(line, 1)
         answer = deployments.ask(line.settings, environment, loaded.name, question["messages"])
         said = f"answered in {answer['latency_ms']:.0f} ms"
         passed = bool(answer["answer"].strip())
@@ -208,7 +209,7 @@ def _record(line: Line, environment: str, release: str, check: str, passed: bool
 def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
     """Ask the endpoint test questions; the answers beside those of the evaluation."""
     found: list[dict[str, Any]] = []
-    for row in _test_rows(line)[: line.project.serving.smoke_questions]:
+    for row in _test_rows(line, line.project.serving.smoke_questions):
         asked = deployments.ask(
             line.settings,
             environment,
@@ -227,8 +228,14 @@ def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
     return found
 
 
-def _test_rows(line: Line) -> list[dict[str, Any]]:
+def _test_rows(line: Line, count: int) -> list[dict[str, Any]]:
+    """Test questions with the answers they got, as an endpoint is asked them."""
     if line.evaluation is None:
         raise dg.Failure("the evaluation is not made for the current content", allow_retries=False)
     with line.evaluation.file("answers.jsonl").open(encoding="utf-8") as lines:
-        return [row for row in map(json.loads, lines) if row["set"] == "test"]
+        rows = [row for row in map(json.loads, lines) if row["set"] == "test"][:count]
+    if line.family != "vision":
+        return rows
+    splits = line.store.get(line.evaluation.content["splits"])
+    dataset = line.store.get(splits.content["dataset"]).path
+    return [{**row, "messages": pictures.inline(row["messages"], dataset)} for row in rows]

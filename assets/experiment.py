@@ -5,11 +5,11 @@ from typing import Any
 import dagster as dg
 
 from assets import activity
-from assets.adapter import mlflow_link
+from assets.adapter_page import mlflow_link
 from assets.line import Line
 from assets.making import by_stage, tracked_run
 from ftaas_pipelines.errors import FtaasError, Refused
-from ftaas_pipelines.projects.project import Recipe
+from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.store import Artifact, short
 from resources.launcher import SubprocessLauncher
 from resources.tracking import Tracking
@@ -34,6 +34,13 @@ def run_experiment(
             f"{project.name}: data_sensitivity",
             do=f"the platform policy allows {', '.join(allowed)}; train through the gate instead",
         )
+    if recipe.provider:
+        raise Refused(
+            "experiments stay on this machine: unsigned data goes to no provider",
+            f"{project.name}: recipes.{recipe.name}.provider",
+            do="train it through the gate, or leave provider out",
+        )
+    line.require_fit(recipe)
     spec = line.adapter_spec(recipe, experiment=True)
     found: dict[str, Any] = {}
 

@@ -9,24 +9,33 @@ assets' own bodies all come to the same answer, and content put back finds what 
 
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from assets.data_line import DataLine
+from ftaas_pipelines.errors import raise_all
 from ftaas_pipelines.evaluation.inputs import EvaluateInputs
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
-from ftaas_pipelines.projects import catalog
+from ftaas_pipelines.inference import bases
+from ftaas_pipelines.projects import catalog, prices
+from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.catalog import Loaded
+from ftaas_pipelines.projects.method import Distillation
 from ftaas_pipelines.projects.policy import load as load_policy
-from ftaas_pipelines.projects.project import Recipe
+from ftaas_pipelines.projects.prices import Gpus, Terms
+from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.serving import deployments, runtime
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.serving.inputs import BentoInputs
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, digest_of
+from ftaas_pipelines.training import fitness, machine, rewards
 from ftaas_pipelines.training.inputs import TrainInputs
-from ftaas_pipelines.training.plan import resolve_training
+from ftaas_pipelines.training.planning import quote
+from ftaas_pipelines.training.planning.costs import Costs
+from ftaas_pipelines.training.resolve import Resolved, resolve
 
 
 def asset_names(loaded: Loaded) -> list[str]:
@@ -60,33 +69,119 @@ class Line(DataLine):
     ) -> Spec:
         asset = f"adapter_{recipe.name}"
         splits = self._made(asset, "splits", self.splits)
+        before = self.project.recipe(recipe.init_from).adapter if recipe.init_from else None
+        if recipe.provider:  # its machine is not this one
+            how = Resolved(recipe.method, recipe.adapter, recipe.training)
+        else:
+            how = resolve(recipe, splits.content["counts"], self.family, machine.found(), before)
+        made = {
+            name: self._made(asset, f"adapter_{name}", self.adapter(self.project.recipe(name))).digest
+            for name in recipe.needs
+        }
+        teacher = self.teacher_path(recipe)
         inputs = TrainInputs(
             splits=splits.digest,
             base=self.base,
             family=self.family,
-            method=recipe.method,
-            adapter=recipe.adapter,
-            training=resolve_training(recipe.training, splits.content["counts"]),
+            method=how.method,
+            adapter=how.adapter,
+            training=how.training,
             threads=self.settings.threads,
+            init_from=made.get(recipe.init_from or ""),
+            reward_model=made.get(getattr(recipe.method, "reward_model", None) or ""),
+            teacher=bases.digest(teacher) if teacher else None,
+            teacher_adapter=made.get(getattr(recipe.method, "teacher_recipe", None) or ""),
+            code=rewards.files(recipe.method, self.loaded.folder),
+            sweep=recipe.sweep,
+            provider=recipe.provider.identity if recipe.provider else None,
         )
-        budget = self.project.budget
-        limits = [budget.training_minutes]
-        if budget.usd is not None and budget.usd_per_hour:
-            limits.append(60 * budget.usd / budget.usd_per_hour)
-        minutes = min((m for m in limits if m is not None), default=None)
-        if experiment:
-            cap = self.policy.experiments.max_training_minutes
-            minutes = min(minutes, cap) if minutes else cap
+        bounds = self.bounds(experiment)
+        minutes = bounds.get("training_minutes")
+        if recipe.provider:  # nobody counts its energy here
+            minutes = Costs(self.terms, bounds).minutes(1, 1)
         return self._spec(
             "train",
             asset,
             inputs,
             base_path=self.base_path,
+            base_names=[(one.id, one.revision) for one in self._bases(recipe)],
+            teacher_path=teacher,
+            code_path=self.loaded.folder if inputs.code else None,
+            provider=recipe.provider.model_dump(mode="json") if recipe.provider else None,
             grant=grant,
             experiment=experiment,
-            usd_per_hour=budget.usd_per_hour,
+            usd_per_hour=self.terms.usd_per_hour,
+            terms=self.terms.as_dict(),
+            budget={name: bound for name, bound in bounds.items() if name != "training_minutes"},
             max_minutes=minutes,
         )
+
+    def require_fit(self, recipe: Recipe) -> None:
+        """That recipe, base and data fit together, before anything is spent; the data only once it is split.
+
+        Raises:
+            InputInvalid: they do not; Refused: all that stands against it is a forbidden licence.
+        """
+        if recipe.provider:  # it checks what its machine can do
+            return
+        start = self.adapter(self.project.recipe(recipe.init_from)) if recipe.init_from else None
+        teacher = self.teacher_path(recipe)
+        found = fitness.problems(
+            recipe,
+            self._base(self.project.base_model, self.base_path),
+            init_from=start.path if start else None,
+            teacher=self._base(self._bases(recipe)[1], teacher) if teacher else None,
+        )
+        if self.splits:
+            found += fitness.data_problems(recipe, self.splits.path, self.family, str(self._file))
+        raise_all(found)
+
+    def require_all_fit(self) -> None:
+        """The same of every recipe, that base model and price table are at hand."""
+        _ = self.base_path, self.terms
+        for recipe in self.project.recipes:
+            self.require_fit(recipe)
+
+    @property
+    def _file(self) -> Path:
+        return self.loaded.folder / catalog.FILE
+
+    def _base(self, ref: BaseModelRef, folder: Path) -> fitness.Base:
+        licences = (self.policy.licences, self.project.licences)
+        family, digest = bases.family(folder), bases.digest(folder)
+        return fitness.Base(ref, folder, family, digest, *licences, str(self._file))
+
+    @cached_property
+    def terms(self) -> Terms:
+        """What an hour of training takes, on the machine that the budget names.
+
+        Raises:
+            InputInvalid: the price table is wrong, or does not know that machine or region.
+        """
+        here = machine.found()
+        gpus = Gpus(here.gpus, here.gpu, here.gpu_memory_gib) if here.gpus else None
+        table = prices.load(self.settings.prices)
+        return prices.terms(table, self.project.budget, here.cores, here.memory_gib, gpus)
+
+    def bounds(self, experiment: bool = False) -> dict[str, float]:
+        """What one training may spend, by the budget's fields; experiments have a cap of their own."""
+        found = quote.bounds(self.project.budget)
+        if experiment:
+            cap = self.policy.experiments.max_training_minutes
+            found["training_minutes"] = min(found.get("training_minutes", cap), cap)
+        return found
+
+    def _bases(self, recipe: Recipe) -> list[BaseModelRef]:
+        """The base models that a recipe reads."""
+        teacher = [recipe.method.teacher] if isinstance(recipe.method, Distillation) else []
+        return [self.project.base_model, *teacher]
+
+    def teacher_path(self, recipe: Recipe) -> Path | None:
+        """The folder of a distillation's teacher."""
+        if not isinstance(recipe.method, Distillation):
+            return None
+        teacher = recipe.method.teacher
+        return bases.resolve(teacher.id, teacher.revision, self.loaded.folder)
 
     def adapter(self, recipe: Recipe) -> Artifact | None:
         return self._found(lambda: self.adapter_spec(recipe))
@@ -96,6 +191,7 @@ class Line(DataLine):
         made = {
             r.name: self._made("candidate", f"adapter_{r.name}", self.adapter(r))
             for r in self.project.recipes
+            if r.answers
         }
         return {name: artifact.digest for name, artifact in made.items()}
 

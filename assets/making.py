@@ -89,7 +89,7 @@ def by_stage(
                     lease=lease,
                     log=log,
                     messages=activity.messages_path(home, project, asset),
-                    on_metrics=tracked.metrics if tracked else None,
+                    listener=tracked,
                 )
                 return Made(_remember(line, spec, line.store.get(result.digest)), result)
     context.log.info(f"{asset} {short(found.digest)} was made before: adopted")

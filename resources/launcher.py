@@ -10,21 +10,30 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 import dagster as dg
 
 from ftaas_pipelines import errors
 from ftaas_pipelines.errors import FtaasError, Problem
 from ftaas_pipelines.settings import Settings
-from ftaas_pipelines.stages.spec import Spec
+from ftaas_pipelines.stages.spec import Spec, program
 
 Context = dg.AssetExecutionContext | dg.OpExecutionContext
-OnMetrics = Callable[[int, dict[str, float]], None]
+
+
+class Listener(Protocol):
+    """Who is told of a stage's figures while it works: see `resources.tracking.TrackedRun`."""
+
+    def metrics(self, step: int, values: dict[str, float], trial: int | None = None) -> None: ...
+
+    def trial(self, number: int, values: dict[str, Any], state: str, loss: float | None) -> None: ...
+
+
 POLL_S = 0.25
+LOG_EVERY_S = 10.0  # between two lines of progress in the Dagster run's log
 GRACE_S = 20.0
 _BY_EXIT_CODE = {2: errors.InputInvalid, 3: errors.Refused, 78: errors.SpecUnusable, 130: errors.Interrupted}
 
@@ -50,7 +59,7 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
         lease: int,
         log: Path,
         messages: Path,
-        on_metrics: OnMetrics | None = None,
+        listener: Listener | None = None,
     ) -> StageResult:
         """Run the stage of a spec to its end.
 
@@ -58,11 +67,17 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
             lease: file descriptor of the lease; the child holds it too, so that a child that outlives
                 its launcher is waited for, never raced.
             log: where the child's output goes. messages: where its reports go, as JSON lines.
-            on_metrics: called with each metrics report while the stage runs.
+            listener: told of figures and trials as they come.
 
         Raises:
             FtaasError: what the stage reported, with its exit code's class.
         """
+        if spec.run.provider:
+            from resources.providers import launching  # which stands on this module
+
+            return launching.launch(
+                context, spec, settings, lease=lease, log=log, messages=messages, listener=listener
+            )
         started = time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         with (
@@ -80,7 +95,7 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
             path = Path(folder) / "spec.json"
             path.write_text(spec.model_dump_json(), encoding="utf-8")
             child = subprocess.Popen(
-                [sys.executable, "-m", f"ftaas_pipelines.stages.{spec.stage}", "--spec", str(path)],
+                [sys.executable, "-m", *program(spec), "--spec", str(path)],
                 env={**_environment(settings), **session.get_bootstrap_env_vars()},
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -89,7 +104,7 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
                 # Its own group: Ctrl-C reaches this process, which then stops the child in order.
                 start_new_session=True,
             )
-            reports = _Reports(session, sink, on_metrics)
+            reports = _Reports(context, session, sink, listener)
             try:
                 while child.poll() is None:
                     reports.forward()
@@ -103,8 +118,9 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
 class _Reports:
     """Takes the child's reports as they come."""
 
-    def __init__(self, session: Any, sink: TextIO, on_metrics: OnMetrics | None):
-        self._session, self._sink, self._on_metrics = session, sink, on_metrics
+    def __init__(self, context: Context, session: Any, sink: TextIO, listener: Listener | None):
+        self._context, self._session, self._sink, self._listener = context, session, sink, listener
+        self._logged = 0.0
         self._lines: list[str] = []
         self._seen = 0
         self._last: dict[str, dict[str, Any]] = {}
@@ -116,9 +132,25 @@ class _Reports:
             if not self._sink.closed:
                 self._sink.write(json.dumps(message) + "\n")
                 self._sink.flush()
-            if message["type"] == "metrics" and self._on_metrics:
-                self._on_metrics(message["step"], message["values"])
+            self._pass_on(message)
         self._seen = len(found)
+
+    def _pass_on(self, message: dict[str, Any]) -> None:
+        """To the tracker all of it, to the run's log what a person wants to read there."""
+        kind, listener = message["type"], self._listener
+        if kind == "metrics" and listener:
+            listener.metrics(message["step"], message["values"], message.get("trial"))
+        elif kind == "trial":
+            if listener:
+                listener.trial(message["number"], message["values"], message["state"], message["loss"])
+            said = "" if message["loss"] is None else f", validation loss {message['loss']:.4f}"
+            self._context.log.info(f"trial {message['number']} {message['state']}: {message['values']}{said}")
+        elif kind == "progress" and time.monotonic() - self._logged >= LOG_EVERY_S:
+            self._logged = time.monotonic()
+            self._context.log.info(message["message"])
+        elif kind == "samples":
+            for row in message["rows"]:
+                self._context.log.info(f"step {message['step']}: {row['prompt']!r} -> {row['answer']!r}")
 
     def result(self, code: int, spec: Spec, log: Path, seconds: float) -> StageResult:
         if code == 0 and "result" in self._last:
@@ -128,7 +160,8 @@ class _Reports:
         error = self._last.get("error")
         if error:
             problems = [Problem(**p) for p in error["problems"]]
-            raise _BY_EXIT_CODE.get(code, FtaasError)(problems)
+            # torchrun ends with a code of its own: the report says which it was.
+            raise _BY_EXIT_CODE.get(int(error.get("exit_code", code)), FtaasError)(problems)
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         do = f"see {log}; run the same command to go on from the newest checkpoint"
         raise FtaasError(f"the {spec.stage} stage was ended from outside", where, how, do)

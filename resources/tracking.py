@@ -20,14 +20,33 @@ class TrackedRun:
 
     def __init__(self, client: Any, run_id: str, experiment_id: str):
         self._client, self.run_id, self.experiment_id = client, run_id, experiment_id
+        self._trials: dict[int, str] = {}  # number to child run
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def trial(self, number: int, values: dict[str, Any], state: str, loss: float | None) -> None:
+        """A trial of a sweep: a child run, opened when it begins and closed when it ends."""
+        if number not in self._trials:
+            tags = {"mlflow.parentRunId": self.run_id, "ftaas.trial": str(number)}
+            child = self._client.create_run(self.experiment_id, run_name=f"trial {number}", tags=tags)
+            self._trials[number] = child.info.run_id
+            for key, value in values.items():
+                self._client.log_param(child.info.run_id, key, value)
+        if state == "running":
+            return
+        run_id = self._trials[number]
+        self._client.set_tag(run_id, "ftaas.state", state)
+        if loss is not None:
+            self._client.log_metric(run_id, "loss_of_trial", loss)
+        self._client.set_terminated(run_id, "FAILED" if state == "failed" else "FINISHED")
+
+    def metrics(self, step: int, values: dict[str, float], trial: int | None = None) -> None:
+        """Numbers at one step, of the run or of one trial of its sweep."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
         at = get_current_time_millis()
         numbers = {k: float(v) for k, v in values.items() if v == v}
-        self._client.log_batch(self.run_id, metrics=[Metric(k, v, at, step) for k, v in numbers.items()])
+        run_id = self.run_id if trial is None else self._trials[trial]
+        self._client.log_batch(run_id, metrics=[Metric(k, v, at, step) for k, v in numbers.items()])
 
     def tag(self, **tags: str) -> None:
         for key, value in tags.items():

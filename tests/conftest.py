@@ -75,6 +75,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "FTAAS_HOME": tmp_path / "home",
         "FTAAS_PROJECTS": tmp_path / "projects",
         "FTAAS_POLICY": tmp_path / "policy" / "platform.yaml",
+        "FTAAS_PRICES": tmp_path / "policy" / "prices.yaml",
         "FTAAS_ACTOR": OWNER,
     }
     names = ("PRODUCTION", "STAGING", "DAGSTER", "MLFLOW", "LABEL_STUDIO")

@@ -15,15 +15,19 @@ from preparing import make_dataset, write
 
 from ftaas_pipelines.data import made, tables
 from ftaas_pipelines.data.rows.records import Message, Record, identity
-from ftaas_pipelines.errors import InputInvalid, Refused, SpecUnusable
+from ftaas_pipelines.errors import InputInvalid, SpecUnusable
 from ftaas_pipelines.inference import bases, templates
-from ftaas_pipelines.projects.project import FullFineTuning, LoRA, Training
+from ftaas_pipelines.projects.adapter import FullFineTuning, LoRA
+from ftaas_pipelines.projects.method import Seq2Seq, Sft
+from ftaas_pipelines.projects.recipe import Recipe, Training
 from ftaas_pipelines.stages import train as stage
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store
-from ftaas_pipelines.training import checkpoints, data
+from ftaas_pipelines.training import checkpoints, data, machine
 from ftaas_pipelines.training.inputs import TrainInputs
+from ftaas_pipelines.training.materials import Materials
 from ftaas_pipelines.training.plan import resolve_training
+from ftaas_pipelines.training.resolve import resolve
 
 CAUSAL, T5 = "embedded/tiny-causal", "embedded/tiny-t5"
 ROOT = Path(__file__).parent.parent
@@ -36,12 +40,20 @@ class Heard:
     def __init__(self) -> None:
         self.figures: list[tuple[int, dict[str, float]]] = []
         self.shares: list[float] = []
+        self.said: list[dict[str, Any]] = []
+        self.trials: list[tuple[int, dict[str, Any], str, float | None]] = []
 
     def progress(self, done: float, message: str) -> None:
         self.shares.append(done)
 
-    def metrics(self, step: int, values: dict[str, float]) -> None:
+    def metrics(self, step: int, values: dict[str, float], trial: int | None = None) -> None:
         self.figures.append((step, values))
+
+    def trial(self, number: int, values: dict[str, Any], state: str, loss: float | None) -> None:
+        self.trials.append((number, values, state, loss))
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None:
+        self.said += rows
 
 
 def base(id: str = CAUSAL) -> Path:
@@ -70,6 +82,21 @@ def write_splits(folder: Path, train: list[dict[str, Any]], validation: list[dic
     tables.write_rows(folder / "validation.parquet", validation, tables.RECORDS)
 
 
+def materials(splits: Path, base_path: Path, max_tokens: int = 512) -> Materials:
+    """What a supervised training on these splits has before it."""
+    family = bases.family(base_path)
+    inputs = TrainInputs(
+        splits="0" * 64,
+        base=bases.digest(base_path),
+        family=family,
+        method=Sft() if family == "causal" else Seq2Seq(kind="seq2seq"),
+        adapter=LoRA(),
+        training=Training(max_seq_tokens=max_tokens),
+        threads=1,
+    )
+    return Materials(inputs, splits, base_path).with_tokenizer()
+
+
 def make_splits(store: Store) -> Artifact:
     with store.create("splits", f"rows {ROWS}") as draft:
         write_splits(draft.path, faults(0, ROWS), faults(1000, 12))
@@ -86,13 +113,15 @@ def make_spec(
 ) -> Spec:
     splits = make_splits(Store(root))
     asked = Training(**{"max_steps": 4, "batch_size": 8, "learning_rate": 1e-3, "seed": 3, **training})
+    recipe = Recipe(name="r", adapter=adapter or LoRA(dropout=0.1), training=asked)
+    how = resolve(recipe, splits.content["counts"], bases.family(base_path), machine.found())
     inputs = TrainInputs(
         splits=splits.digest,
         base=bases.digest(base_path),
         family=bases.family(base_path),
-        method="sft",
-        adapter=adapter or LoRA(dropout=0.1),
-        training=resolve_training(asked, splits.content["counts"]),
+        method=how.method,
+        adapter=how.adapter,
+        training=how.training,
         threads=1,
     )
     return Spec.model_validate(
@@ -199,11 +228,11 @@ def test_plain_text_trains_a_causal_base_and_no_t5(tmp_path: Path) -> None:
     ]
     assert {row["kind"] for row in texts} == {"text"}
     write_splits(tmp_path, [*texts, *faults(0, 2)], [])
-    found = data.load(tmp_path, bases.load_tokenizer(base()), "causal", 512)
+    found = data.load(materials(tmp_path, base()))
     whole = [row for row in found.train if row["labels"] == row["input_ids"]]
     assert len(found.train) == 6 and len(whole) == 4 and found.truncated == 0
     with pytest.raises(InputInvalid, match=r"seq2seq base cannot learn plain text.*choose a causal base"):
-        data.load(tmp_path, bases.load_tokenizer(base(T5)), "seq2seq", 512)
+        data.load(materials(tmp_path, base(T5)))
 
 
 def test_the_datasets_system_message_stands_before_no_plain_text(tmp_path: Path) -> None:
@@ -252,7 +281,7 @@ def test_the_datasets_system_message_stands_before_no_plain_text(tmp_path: Path)
 def test_sft_refuses_what_it_would_learn_wrongly(tmp_path: Path, row: dict[str, Any], said: str) -> None:
     write_splits(tmp_path, [*faults(0, 3), row], [])
     with pytest.raises(InputInvalid) as refused:
-        data.load(tmp_path, bases.load_tokenizer(base()), "causal", 512)
+        data.load(materials(tmp_path, base()))
     [problem] = refused.value.problems
     assert f"method sft cannot learn from 1 of 4 records: they have {said}" in problem.what
     assert row["record_id"] in problem.got and problem.where == "train.parquet"
@@ -359,18 +388,25 @@ def test_killed_and_stopped_it_still_makes_the_same_adapter(tmp_path: Path) -> N
     assert steps == sorted(steps) and steps[0] == 1, "the curve is whole, too"
 
 
-def test_a_used_up_budget_is_refused_with_a_checkpoint(tmp_path: Path) -> None:
-    spec = make_spec(tmp_path, base(), max_minutes=1e-6)
-    with pytest.raises(Refused, match="budget") as refused:
-        stage.make(spec, Store(tmp_path), Heard())
-    assert refused.value.exit_code == 3
-    kept = checkpoints.newest(Store(tmp_path).work(spec.input_digest))
-    assert kept is not None and kept.name == "checkpoint-1"
-    spec.run.max_minutes = None
-    artifact = stage.make(spec, Store(tmp_path), Heard())
-    assert artifact.attestation["resumed_from"] == 1
-    unhindered = stage.make(make_spec(tmp_path / "other", base()), Store(tmp_path / "other"), Heard())
-    assert artifact.digest == unhindered.digest
+def test_killed_between_its_last_step_and_its_artifact_it_is_read_not_trained_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ftaas_pipelines.training import save
+
+    asked = {"schedule": "constant", "learning_rate": 5e-3}
+    expected = stage.make(make_spec(tmp_path / "a", base(), **asked), Store(tmp_path / "a"), Heard())
+    spec = make_spec(tmp_path / "b", base(), **asked)
+
+    def killed(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(save, "lora", killed)
+        stage.make(spec, Store(tmp_path / "b"), Heard())
+    heard = Heard()
+    again = stage.make(spec, Store(tmp_path / "b"), heard)
+    assert expected is not None and again is not None
+    assert again.digest == expected.digest and not heard.figures
 
 
 def test_resolving_a_training_writes_every_default_in() -> None:

@@ -72,15 +72,19 @@ def needles(projects: Path) -> dict[Words, str]:
 
 
 def training_texts() -> Iterator[tuple[str, str]]:
-    """Yield ``(where, text)`` for everything both bases saw."""
-    from ftaas_pipelines.bases import causal, corpus, skills, t5, tokenizer
+    """Yield ``(where, text)`` for everything the bases saw.
+
+    What the vision base is asked about pictures is a handful of sentences about shapes; they are left out.
+    """
+    from ftaas_pipelines.bases import causal, corpus, skills, t5, tokenizer, vision
 
     texts = causal.read_texts()
     yield from (("text", text) for text in texts)
-    rng = random.Random(causal.SEED + 2)
     # A row too long for a batch is drawn again: twice the number of rows covers all that were used.
-    for _ in range(causal.STEPS * causal.SKILL_ROWS):
-        yield from (("skills", turn["content"]) for turn in skills.draw(rng))
+    for base, steps in ((causal, causal.STEPS), (vision, vision.STEPS // 2)):
+        rng = random.Random(base.SEED + 2)
+        for _ in range(steps * causal.SKILL_ROWS):
+            yield from (("skills", turn["content"]) for turn in skills.draw(rng))
     pieces = tokenizer.for_t5(tokenizer.train_bpe(texts, t5.VOCABULARY_SIZE), t5.MAX_POSITIONS)
     prose = corpus.read_sentences(corpus.read_documents())
     for kept in t5.rows(prose, pieces, random.Random(t5.SEED), t5.STEPS):

@@ -2,6 +2,7 @@
 
 python -m ftaas_pipelines.bases.make causal --out DIR
 python -m ftaas_pipelines.bases.make t5 --out DIR
+python -m ftaas_pipelines.bases.make vision --out DIR
 python -m ftaas_pipelines.bases.make check [--projects DIR]
 """
 
@@ -23,13 +24,13 @@ def make_base(kind: str, folder: Path, steps: int | None) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from ftaas_pipelines.bases import causal, corpus, record, t5
+    from ftaas_pipelines.bases import causal, corpus, record, t5, vision
 
-    program = {"causal": causal, "t5": t5}[kind]
-    model, tokenizer, progress = program.train(steps or program.STEPS)
+    program = {"causal": causal, "t5": t5, "vision": vision}[kind]
+    model, reader, progress = program.train(steps or program.STEPS)  # its tokenizer, or its processor
     folder.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    reader.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors are written for the owner alone
     record.write_record(
@@ -61,11 +62,11 @@ def check_contamination(projects: Path) -> int:
 
 
 def main() -> int:
-    """Read the command line and run one of the three commands."""
+    """Read the command line and run one of the commands."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=["causal", "t5", "check"])
+    parser.add_argument("command", choices=["causal", "t5", "vision", "check"])
     parser.add_argument("--out", type=Path, help="folder to write (default: the one in this package)")
     parser.add_argument("--steps", type=int, help="train for fewer steps, to try the program")
     parser.add_argument("--projects", type=Path, default=PROJECTS, help="folder of the example projects")

@@ -1,4 +1,4 @@
-"""The optimiser loop that both bases share."""
+"""The optimiser loop that the bases share."""
 
 # ruff: noqa: TID253 (training code: only make.py and contamination.py load it, inside a function)
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel
 
 IGNORED = -100
 WARM_UP_STEPS = 100
@@ -28,7 +27,7 @@ class Progress:
     final_loss: dict[str, float]
 
 
-def _parameter_groups(model: PreTrainedModel) -> list[dict]:
+def _parameter_groups(model: torch.nn.Module) -> list[dict]:
     """Decay matrices only: decayed embeddings shrink together, and rare tokens lose their identity."""
     groups: dict[bool, list[torch.nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -48,7 +47,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 def optimise(
-    model: PreTrainedModel,
+    model: torch.nn.Module,
     batches: Iterator[dict],
     *,
     steps: int,

@@ -10,6 +10,11 @@ from pathlib import Path
 
 from ftaas_pipelines.bases.optimisation import Progress
 
+_LIBRARIES = {
+    "causal": ("torch", "transformers", "tokenizers"),
+    "t5": ("torch", "transformers", "tokenizers"),
+    "vision": ("torch", "transformers", "tokenizers", "pillow", "numpy"),
+}
 MADE_FILES = {"made.json", "MADE.md"}
 TEXT_LICENCE = "Python Software Foundation License Version 2 (docstrings and pydoc topics of CPython)"
 LIMITS = {
@@ -27,6 +32,26 @@ LIMITS = {
         "worse than leaving the text as it was. Its damage-and-repair examples are shaped like grammar "
         "correction. It saw sentences of up to 64 tokens. Names and rare words are spelt in pieces and "
         "are copied less surely than common ones."
+    ),
+    "vision": (
+        "It tells eight plain shapes in seven colours apart, one to three of them on a plain ground, and "
+        "where they are; it learns new names for such shapes from a small low-rank adapter. It has seen no "
+        "photograph, no drawing and no writing: every picture was made by `scenes.py`. Any picture is "
+        "squeezed into 48 x 48 pixels, so small things vanish. It has no general language ability, and its "
+        "vocabulary is the first half of the causal base's, so rare words are spelt in pieces."
+    ),
+}
+_CIRCUITS = (
+    "Random, but for heads that look back, copy and (causal) read codes, written in by\n"
+    "`circuits.py`; training is free to change them."
+)
+STARTS = {
+    "causal": _CIRCUITS,
+    "t5": _CIRCUITS,
+    "vision": (
+        "The text part is `tiny-causal` with the first half of its vocabulary and one token more,\n"
+        "for an image; the rest is random. The image encoder first learnt to name what each patch shows\n"
+        "(`patch`), then all of it to answer questions about pictures (`picture`) and texts (`skill`)."
     ),
 }
 
@@ -51,7 +76,7 @@ def write_record(
         "text": {"licence": TEXT_LICENCE, "sha256": corpus_sha256},
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "tokenizers")},
+            **{name: version(name) for name in _LIBRARIES[kind]},
         },
         "limits": LIMITS[kind],
         "files": {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in files},
@@ -75,8 +100,7 @@ One machine, one seed and one thread give the same files; another processor may 
 skills from templates in this package. No row of any example project was used
 (`python -m ftaas_pipelines.bases.make check`).
 
-**Start weights.** Random, but for heads that look back, copy and (causal) read codes, written in by
-`circuits.py`; training is free to change them.
+**Start weights.** {STARTS[kind]}
 
 **What it cannot do.** {made["limits"]}
 

@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "data:app",
         "Dataset versions: list, show, rows, diff, export, card, generate, label.",
     ),
+    "recipe": ("recipe:app", "How an adapter is made: list techniques, explain one, advise on a project."),
     "model": ("model:app", "Adapters, Bentos and base models: list, show, verify, bases."),
     "ask": ("ask:ask", "Ask a deployment a question."),
     "trace": ("trace:trace", "Everything behind an answer or a digest, down to the rows."),

@@ -8,7 +8,9 @@ from rich.console import Console
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.cli import artifacts
+from ftaas_pipelines.cli.conversion import convert, push
 from ftaas_pipelines.cli.output import Json, emit, table
+from ftaas_pipelines.cli.replaying import replay
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import open_ledger
 from ftaas_pipelines.governance.requirement import policy_version
@@ -17,7 +19,10 @@ from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.store import Artifact, short
 
 app = typer.Typer()
-_KINDS = ("adapter", "comparison", "candidate", "evaluation", "bento", "release")
+app.command("replay")(replay)
+app.command("convert")(convert)
+app.command("push")(push)
+_KINDS = ("adapter", "conversion", "comparison", "candidate", "evaluation", "bento", "release")
 
 Digest = Annotated[str, typer.Argument(metavar="DIGEST", help="A digest, or its first 6 characters or more.")]
 
@@ -29,7 +34,7 @@ def list_(
 ) -> None:
     """List adapters, evaluations, Bentos and releases, newest last."""
     rows = artifacts.of_project(_KINDS, name)
-    gist = ("adapter", "method", "steps", "experiment", "family", "trainable_parameters", "splits")
+    gist = ("adapter", "target", "method", "steps", "experiment", "family", "trainable_parameters", "splits")
     artifacts.emit_list(as_json, "models", rows, gist)
 
 
@@ -107,27 +112,54 @@ def verify(digest: Digest, as_json: Json = False) -> None:
 
 @app.command()
 def bases(as_json: Json = False) -> None:
-    """List the base models that come with the platform; any Hub id or folder works as well."""
-    from ftaas_pipelines.inference import bases as base_models
+    """List base models: embedded ones, and well-known open ones; any Hub id or folder works as well."""
+    from ftaas_pipelines.training.catalogue import bases as known
+    from ftaas_pipelines.training.catalogue import estimate
 
-    rows: list[dict[str, Any]] = []
-    for identifier in base_models.embedded():
-        path = base_models.resolve(identifier, "main", artifacts.store().root)
-        size = sum(file.stat().st_size for file in path.glob("*.safetensors"))
-        rows.append(
-            {
-                "id": identifier,
-                "family": base_models.family(path),
-                "digest": base_models.digest(path),
-                "bytes": size,
-                "path": str(path),
-            }
-        )
+    rows = [_base_row(base, estimate.memory_table(base)) for base in known.all_bases()]
     lines = [
-        (r["id"], r["family"], f"{r['bytes'] / 1e6:.1f} MB", short(r["digest"]), r["path"]) for r in rows
+        (
+            r["id"],
+            r["family"],
+            _count(r["parameters"]),
+            f"{r['context']:,}" if r["context"] else "",
+            r["licence"] or "not stated",
+            "yes" if r["chat_template"] else "no",
+            " / ".join(f"{r['memory_gib'][name]:g}" for name in ("lora", "qlora", "full")),
+            r["good_for"],
+        )
+        for r in rows
     ]
+    columns = ("base model", "family", "weights", "context", "licence", "chat template", "GiB", "good for")
 
     def render(screen: Console) -> None:
-        screen.print(table(("base model", "family", "weights", "digest", "folder"), lines))
+        screen.print(table(columns, lines))
+        screen.print(
+            f"\nGiB: GPU memory to train by LoRA / QLoRA / every weight at {estimate.TOKENS:,} tokens or its "
+            "context, batch 1, bf16, gradient checkpointing. Licence terms and limits: --json.\n"
+        )
+        embedded = [(r["id"], short(r["digest"]), r["path"]) for r in rows if r["path"]]
+        screen.print(table(("comes with the platform", "digest", "folder"), embedded))
 
     emit(as_json, {"bases": rows}, render)
+
+
+def _base_row(base: Any, memory_gib: dict[str, float]) -> dict[str, Any]:
+    """A base as JSON; bytes, digest and path of those that lie here."""
+    from ftaas_pipelines.inference import bases as base_models
+
+    path = base_models.resolve(base.id, "main", artifacts.store().root) if base.embedded else None
+    size = sum(file.stat().st_size for file in path.glob("*.safetensors")) if path else None
+    return {
+        "id": base.id,
+        "family": base.family,
+        "digest": base_models.digest(path) if path else None,
+        "bytes": size,
+        "path": str(path) if path else None,
+        **base.model_dump(mode="json", exclude={"id", "family", "config"}),
+        "memory_gib": memory_gib,
+    }
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.1f} billion" if number >= 0.95e9 else f"{number / 1e6:.0f} million"

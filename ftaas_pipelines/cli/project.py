@@ -11,7 +11,7 @@ from rich.text import Text
 
 from ftaas_pipelines import settings
 from ftaas_pipelines.cli.output import Json, emit, say, table
-from ftaas_pipelines.errors import InputInvalid, Problem
+from ftaas_pipelines.errors import FtaasError, InputInvalid, Problem, raise_all
 from ftaas_pipelines.projects import catalog, scaffold
 from ftaas_pipelines.projects import policy as policies
 from ftaas_pipelines.projects.catalog import Loaded
@@ -188,20 +188,24 @@ def validate(
     names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]…", help="Default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Check projects and the platform policy; every error of every file at once."""
+    """Check projects, their base models and the platform policy; every error of every file at once."""
+    from ftaas_pipelines.training import fitness
+
     chosen = settings.load()
     if names:
+        good: list[Loaded] = []
         problems: list[Problem] = []
         for name in names:
             try:
-                catalog.load_one(chosen.projects, chosen.policy, name)
-            except InputInvalid as error:
+                good.append(catalog.load_one(chosen.projects, chosen.policy, name))
+            except FtaasError as error:
                 problems += error.problems
     else:
         good, problems = catalog.load_all(chosen.projects, chosen.policy)
         names = [loaded.name for loaded in good]
-    if problems:
-        raise InputInvalid(list(dict.fromkeys(problems)))
+    policy = policies.load(chosen.policy)
+    problems += [problem for loaded in good for problem in fitness.of_project(loaded, policy)]
+    raise_all(list(dict.fromkeys(problems)))
     text = f"valid: {', '.join(names)}" if names else f"no project under {chosen.projects}"
     emit(as_json, {"ok": True, "projects": names}, lambda screen: screen.print(text))
 

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import psutil
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from assets import activity, reviewing
@@ -15,6 +14,7 @@ from assets.line import Line, asset_names, open_line
 from assets.states import AssetState, line_states, waiting_for
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
+from ftaas_pipelines.cli import plan as planning
 from ftaas_pipelines.cli.watch import RunWatch
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Problem, Refused
 from ftaas_pipelines.review.rows.row_standing import ASSET as ROW_REVIEW
@@ -31,7 +31,9 @@ def run(
     name: Name,
     until: Annotated[str, typer.Option(help="Stop after this asset.")] = "",
     wait: Annotated[float, typer.Option(help="Seconds to wait at an open review.")] = 0,
-    plan: Annotated[bool, typer.Option(help="Say what would be made; make nothing.")] = False,
+    plan: Annotated[
+        bool, typer.Option(help="Say what would be made, and what training would take; make nothing.")
+    ] = False,
     as_json: output.Json = False,
 ) -> None:
     """Materialise what is out of date, with live progress.
@@ -40,9 +42,9 @@ def run(
     """
     settings = configuration.load()
     if plan:
-        due = due_assets(open_line(name, settings), until)
-        document = {"project": name, "would_make": [s.as_dict() for s in due]}
-        output.emit(as_json, document, lambda screen: _show_plan(screen, name, due))
+        line = open_line(name, settings)
+        _check_until(line, until)
+        planning.show(line, due_assets(line, until), _upto(line_states(line), until), as_json)
         return
     states = carry_out(settings, name, until, wait, quiet=as_json)
     document = {"project": name, "assets": [s.as_dict() for s in states], "waiting": []}
@@ -66,7 +68,7 @@ def carry_out(
     except FtaasError as error:  # what is signed and landed may still be trained and deployed
         output.say(f"goes on with what was landed before: {error}")
     if _reaches_training(line, until):
-        _ = line.base_path  # a base model that is wrong or out of reach is said before anything is made
+        line.require_all_fit()  # what cannot be trained is said before anything is made
     tried: set[str] = set()
     told, faults = "", ""
     marks: reviewing.Marks = {}
@@ -193,15 +195,6 @@ def _failure(settings: Settings, project: str, names: list[str], run_id: str) ->
     code = max(a.exit_code for a in failed)
     # The asset's own words are whole sentences already; `what` alone keeps their form.
     return _BY_CODE.get(code, FtaasError)([Problem(a.error) for a in failed])
-
-
-def _show_plan(screen: Console, name: str, due: list[AssetState]) -> None:
-    if not due:
-        screen.print(f"{name}: nothing to make")
-        return
-    screen.print(
-        output.table(["would make", "state", "why"], [[s.name, s.state, s.reason] for s in due], title=name)
-    )
 
 
 def retry(name: Name, as_json: output.Json = False) -> None:

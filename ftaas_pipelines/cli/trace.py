@@ -18,7 +18,9 @@ from ftaas_pipelines.governance.ledger import Ledger, open_ledger
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.store import Artifact, Store, short
 
-_BEHIND = ("release", "bento", "evaluation", "adapter", "splits", "dataset")
+_BEHIND = ("release", "bento", "evaluation", "conversion", "adapter", "splits", "dataset")
+_LEADING = (*_BEHIND, "init_from", "reward_model")
+"""Names of an artifact's content that lead to another: by kind, and the earlier adapters of a chain."""
 _PREFIX = re.compile(r"[0-9a-f]{8,63}")
 
 
@@ -96,7 +98,7 @@ def _chain(store: Store, start: Artifact) -> list[Artifact]:
         if artifact.digest in found:
             continue
         found[artifact.digest] = artifact
-        for name in _BEHIND:
+        for name in _LEADING:
             digest = artifact.content.get(name)
             if isinstance(digest, str) and len(digest) == 64:
                 todo.append(store.get(digest))

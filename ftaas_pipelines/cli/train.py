@@ -12,7 +12,7 @@ from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import dagster_run, output
 from ftaas_pipelines.cli.watch import RunWatch
 from ftaas_pipelines.errors import InputInvalid, Problem
-from ftaas_pipelines.projects.project import Recipe
+from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.store import short
 
 
@@ -77,7 +77,12 @@ def changed_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
         return Recipe.model_validate(values)
     except ValidationError as error:
         found = [
-            Problem(e["msg"], f"--set {'.'.join(map(str, e['loc']))}", repr(e["input"]))
+            Problem(
+                e["msg"],
+                f"--set {'.'.join(map(str, e['loc']))}",
+                repr(e["input"]),
+                "see `ftaas project schema` for what it takes",
+            )
             for e in error.errors()
         ]
         raise InputInvalid(found) from None

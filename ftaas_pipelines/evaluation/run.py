@@ -53,6 +53,7 @@ def evaluate(
     adapters: dict[str, Path],
     scratch: Path,
     progress: Progress,
+    dataset: Path | None = None,
 ) -> Results:
     """Answer and score.
 
@@ -65,10 +66,11 @@ def evaluate(
         adapters: label to folder of an `adapter` artifact.
         scratch: a folder for what libraries insist on writing; not kept.
         progress: told the share done, 0 to 1, and what is being done.
+        dataset: folder of the dataset version, which holds the images that a vision-language base is shown.
     """
     found = read(splits, inputs.split, inputs.options.max_records)
     sets = [SetResult(name, records) for name, records in found.items()]
-    model = Model(base, adapters, threads=inputs.threads)
+    model = Model(base, adapters, threads=inputs.threads, images=dataset)
     models = [*adapters, BASE] if inputs.split == "test" else list(adapters)
     work = _Share(progress, len(models) * sum(len(s.records) for s in sets))
     for label in models:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ftaas_pipelines.errors import Problem, Refused
-from ftaas_pipelines.governance.ledger import Ledger
+from ftaas_pipelines.governance.ledger import Entry, Ledger
 from ftaas_pipelines.governance.requirement import (
     ROLE_NAMES,
     Gate,
@@ -164,6 +164,19 @@ def check(ledger: Ledger, grant: dict[str, Any], *, gate: Gate, project: str, di
     Raises:
         Refused: forged, for another digest or gate, or its sign-offs were withdrawn since.
     """
+    entry = check_given(ledger, grant, gate=gate, project=project, digest=digest)
+    requirement = Requirement(**entry.body["requirement"])
+    found = standing(ledger, requirement)
+    if not found.satisfied:
+        raise refusal(requirement, found, awaited(ledger, requirement, gate), gate)
+
+
+def check_given(ledger: Ledger, grant: dict[str, Any], *, gate: Gate, project: str, digest: str) -> Entry:
+    """That a grant was given for this digest, whatever became of its sign-offs since.
+
+    Raises:
+        Refused: forged, or for another digest or gate.
+    """
     where, do = f"{project}/{gate}", "run it with `ftaas run`, which asks the gate"
     entry = ledger.entry(str(grant.get("entry", "")))
     if entry is None or entry.kind != "grant" or not ledger.is_authentic(entry):
@@ -174,7 +187,4 @@ def check(ledger: Ledger, grant: dict[str, Any], *, gate: Gate, project: str, di
         raise Refused(
             f"the grant is not for {short(digest)}", where, f"{entry.body['gate']} {short(entry.subject)}", do
         )
-    requirement = Requirement(**entry.body["requirement"])
-    found = standing(ledger, requirement)
-    if not found.satisfied:
-        raise refusal(requirement, found, awaited(ledger, requirement, gate), gate)
+    return entry

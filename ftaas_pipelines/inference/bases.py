@@ -13,9 +13,9 @@ from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.store import digest_of, file_digest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-Family = Literal["causal", "seq2seq"]
+Family = Literal["causal", "seq2seq", "vision"]
 
 EMBEDDED = "embedded/"
 _EMBEDDED_FOLDER = Path(__file__).parent.parent / "bases"
@@ -30,8 +30,11 @@ _TOKENIZER = (
     "*.model",
     "chat_template*",
 )
+# How a vision-language base prepares images.
+_PROCESSOR = ("processor_config.json", "preprocessor_config.json", "image_processor_config.json")
 _MODEL = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json")
-_MATTERS = (*_MODEL, *_TOKENIZER)
+_MATTERS = (*_MODEL, *_TOKENIZER, *_PROCESSOR)
+_CARD = "README.md"  # fetched for the licence it states; no part of the digest
 _digests: dict[tuple[str, int, int], str] = {}
 
 
@@ -68,6 +71,18 @@ def resolve(id: str, revision: str, project_folder: Path) -> Path:
     return _download(id, revision)
 
 
+def at_hand(id: str, revision: str, project_folder: Path) -> Path | None:
+    """The folder of a base model that lies on this machine; None where it would have to be fetched."""
+    if id in embedded() or (project_folder / Path(id).expanduser()).is_dir():
+        return resolve(id, revision, project_folder)
+    if not _HUB_ID.fullmatch(id):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(id, "config.json", revision=revision)
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def embedded() -> list[str]:
     """The ids of the base models that come with the platform."""
     return sorted(EMBEDDED + p.parent.name for p in _EMBEDDED_FOLDER.glob("*/config.json"))
@@ -77,7 +92,7 @@ def _download(id: str, revision: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(id, revision=revision, allow_patterns=list(_MATTERS)))
+        return Path(snapshot_download(id, revision=revision, allow_patterns=[*_MATTERS, _CARD]))
     except (OSError, ValueError) as error:  # every error of the Hub client is one of these
         raise InputInvalid(
             "the base model is neither a folder nor in the Hub cache, and the Hub did not give it "
@@ -90,10 +105,12 @@ def _download(id: str, revision: str) -> Path:
 
 
 def family(path: Path) -> Family:
-    """Whether a base is `causal` (one stack, chats) or `seq2seq` (encoder and decoder, such as T5).
+    """What a base is: `causal` (one stack, chats), `seq2seq` (encoder and decoder, such as T5), or `vision`.
+
+    A vision-language base is a causal one that is shown images, too.
 
     Raises:
-        InputInvalid: there is no readable `config.json`, or it is of neither kind.
+        InputInvalid: there is no readable `config.json`, or it is of none of these kinds.
     """
     file = path / "config.json"
     try:
@@ -108,13 +125,15 @@ def family(path: Path) -> Family:
     names: list[str] = config.get("architectures") or []
     if config.get("is_encoder_decoder"):
         return "seq2seq"
+    if "vision_config" in config and any(n.endswith("ForConditionalGeneration") for n in names):
+        return "vision"
     if any(n.endswith(("ForCausalLM", "LMHeadModel")) for n in names):
         return "causal"
     raise InputInvalid(
-        "is neither a causal nor an encoder-decoder language model",
+        "is neither a causal, an encoder-decoder nor a vision-language model",
         str(file),
         ", ".join(names) or "no architectures",
-        "choose a base whose architecture ends in ForCausalLM, or a T5",
+        "choose a base whose architecture ends in ForCausalLM, a T5, or a vision-language base such as LLaVA",
     )
 
 
@@ -155,9 +174,14 @@ def digest(path: Path) -> str:
     return digest_of({file.name: _file_digest(file) for file in _files(path, _MATTERS)})
 
 
+def files(path: Path) -> list[Path]:
+    """The files of a base: those that its digest is over."""
+    return _files(path, _MATTERS)
+
+
 def tokenizer_files(path: Path) -> list[Path]:
-    """The files of a base's tokenizer and chat template."""
-    return _files(path, _TOKENIZER)
+    """The files of a base's tokenizer and chat template, and of its image processor."""
+    return _files(path, (*_TOKENIZER, *_PROCESSOR))
 
 
 def _files(path: Path, patterns: tuple[str, ...]) -> list[Path]:
@@ -178,14 +202,63 @@ def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
 
     from ftaas_pipelines.inference import templates
 
-    return templates.complete(AutoTokenizer.from_pretrained(path, local_files_only=True), family(path))
+    kind = family(path)
+    if kind == "vision":
+        return load_processor(path).tokenizer
+    return templates.complete(AutoTokenizer.from_pretrained(path, local_files_only=True), kind)
 
 
-def load_model(path: Path, precision: Literal["fp32", "bf16"] = "fp32") -> "PreTrainedModel":
-    """The model of a base, in evaluation mode, on the CPU."""
+def load_processor(path: Path) -> "ProcessorMixin":
+    """The processor of a vision-language base: its tokenizer, completed, and what prepares images.
+
+    Images are prepared by Pillow and numpy wherever this runs: torchvision's resizing gives other pixels.
+
+    Raises:
+        InputInvalid: the base has no such processor, or no chat template.
+    """
+    from transformers import AutoProcessor
+
+    from ftaas_pipelines.inference import templates
+
+    try:
+        processor: Any = AutoProcessor.from_pretrained(path, local_files_only=True, backend="pil")
+        shown = processor.image_token
+    except (OSError, ValueError, ImportError, AttributeError) as error:
+        raise InputInvalid(
+            f"the base's image processor cannot be used ({type(error).__name__}: {error})",
+            str(path),
+            do="choose a base whose processor places an image token and needs Pillow alone, such as LLaVA",
+        ) from error
+    tokenizer = processor.tokenizer
+    tokenizer.chat_template = tokenizer.chat_template or processor.chat_template
+    if not tokenizer.chat_template or shown is None:
+        raise InputInvalid(
+            "the base does not say how a conversation shows an image",
+            str(path),
+            "no chat template" if not tokenizer.chat_template else "no image token",
+            "put its chat_template.jinja into the folder",
+        )
+    templates.complete(tokenizer, "vision")
+    return processor
+
+
+def load_model(
+    path: Path, precision: Literal["fp32", "bf16"] = "fp32", *, kind: Any = None, **options: Any
+) -> "PreTrainedModel":
+    """The model of a base, in evaluation mode, on the CPU.
+
+    Args:
+        kind: the transformers auto class; None: the one of its family.
+        options: more of what `from_pretrained` takes.
+    """
     import torch
-    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForSeq2SeqLM
 
-    kind = AutoModelForCausalLM if family(path) == "causal" else AutoModelForSeq2SeqLM
+    kinds = {
+        "causal": AutoModelForCausalLM,
+        "seq2seq": AutoModelForSeq2SeqLM,
+        "vision": AutoModelForImageTextToText,
+    }
+    kind = kind or kinds[family(path)]
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    return kind.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True)
+    return kind.from_pretrained(path, dtype=dtype, local_files_only=True, use_safetensors=True, **options)

@@ -16,8 +16,9 @@ from typing import Any, Literal, cast
 import torch  # noqa: TID253 imported by stage programs and the engine only
 
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.inference import forward, templates
+from ftaas_pipelines.inference import classifier, forward
 from ftaas_pipelines.inference.forward import Network
+from ftaas_pipelines.inference.pictures import Shown
 from ftaas_pipelines.inference.templates import Message
 
 Prompt = Sequence[Message]
@@ -56,22 +57,31 @@ GREEDY = Sampling()
 class Model:
     """A base model and any number of adapters (PEFT LoRA, or whole fine-tuned models), in fp32.
 
-    Calls from several threads wait for each other.
+    Adapters that hold labels answer with one of them; the others write. Calls from several threads wait for
+    each other.
 
     Args:
         base: folder of the base model; read when first needed.
         adapters: name to folder.
         threads: CPU threads of torch; None leaves them alone.
+        images: folder that holds the `images/` of the prompts, for a vision-language base.
     """
 
-    def __init__(self, base: Path, adapters: dict[str, Path] | None = None, threads: int | None = None):
+    def __init__(
+        self,
+        base: Path,
+        adapters: dict[str, Path] | None = None,
+        threads: int | None = None,
+        images: Path | None = None,
+    ):
         if threads is not None:
             torch.set_num_threads(threads)
-        self._base_path = base
+        self._base_path, self._images = base, images
         self._base_network: Network | None = None
         self._peft: Any = None
         self._lora: set[str] = set()
         self._full: dict[str, Network] = {}
+        self._heads: dict[str, classifier.Head] = {}
         self._lock = threading.RLock()
         for name, folder in (adapters or {}).items():
             self.add(name, folder)
@@ -83,13 +93,20 @@ class Model:
 
     def add(self, name: str, folder: Path) -> None:
         """Load an adapter under a name (no dots: PEFT makes a module of it)."""
+        labels = classifier.labels_of(folder)
         with self._lock:
             if not (folder / "adapter_config.json").is_file():
-                self._full[name] = forward.load(folder)
+                if labels:
+                    self._full[name], self._heads[name] = classifier.load_whole(folder, labels)
+                else:
+                    self._full[name] = forward.load(folder, self._images)
                 return
             from peft import PeftModel
 
-            if self._peft is None:
+            if labels:
+                loaded = classifier.load_beside(self._base, self._peft, name, folder, labels)
+                self._peft, self._heads[name] = loaded
+            elif self._peft is None:
                 # The base learns LoRA in place; calling it directly keeps its own forward signature.
                 self._peft = PeftModel.from_pretrained(cast(Any, self._base.model), folder, adapter_name=name)
             else:
@@ -97,14 +114,22 @@ class Model:
             self._peft.eval()
             self._lora.add(name)
 
+    def hold(self, name: str, network: Network) -> None:
+        """Take a network that was loaded elsewhere (GGUF, ONNX), under a name."""
+        with self._lock:
+            self._full[name] = network
+
     def remove(self, name: str) -> None:
         """Forget an adapter and free its memory."""
         with self._lock:
             self._full.pop(name, None)
+            self._heads.pop(name, None)
             if name in self._lora:
                 self._lora.remove(name)
                 self._peft.delete_adapter(name)
-                if not self._lora:  # PEFT's layers cannot be without an adapter: begin with a clean base
+                if self._lora:  # PEFT forgets it, but not that it was the one at work
+                    self._peft.set_adapter(min(self._lora), inference_mode=True)
+                else:  # PEFT's layers cannot be without an adapter: begin with a clean base
                     self._peft, self._base_network = None, None
 
     def context_tokens(self, adapter: str | None = None) -> int | None:
@@ -124,6 +149,8 @@ class Model:
     ) -> list[Generation]:
         """Answer prompts, in their order. Greedy answers do not depend on how they are batched.
 
+        A label comes whole and at once, however it is sampled.
+
         Args:
             prompts: each a list of messages that ends before the answer.
             adapter: whose answers; None: the base's.
@@ -135,12 +162,22 @@ class Model:
             on_text: called with a prompt's index and the text it just got (streaming).
 
         Raises:
-            InputInvalid: no such adapter.
+            InputInvalid: no such adapter, or an image of a prompt cannot be had.
         """
         network = self._network(adapter)
-        ids = [templates.prompt_ids(network.tokenizer, p, network.family) for p in prompts]
+        ids = [network.prompt_ids(p) for p in prompts]
+        if adapter in self._heads:
+            return self._named(ids, adapter, batch_size, on_batch, on_text)
         rows = [
-            _Row(network, i, p, _room(network, p, max_new_tokens), sampling, on_text)
+            _Row(
+                network,
+                i,
+                p,
+                network.images(p, prompts[i]),
+                _room(network, p, max_new_tokens),
+                sampling,
+                on_text,
+            )
             for i, p in enumerate(ids)
         ]
         done = 0
@@ -163,28 +200,93 @@ class Model:
     ) -> list[float]:
         """Mean cross-entropy (nats) of each answer's tokens, its end token included.
 
-        The tokens are those that training teaches (`templates.example`), of the last answer only.
+        The tokens are those that training teaches (`templates.example`), of the last answer only. Where the
+        adapter names labels: the cross-entropy of the label.
         """
         network = self._network(adapter)
+        if adapter in self._heads:
+            logits = self._label_scores([network.prompt_ids(p) for p in prompts], adapter, batch_size)
+            return classifier.losses(self._heads[adapter], logits, list(answers))
         limit = network.context_tokens or 1 << 30
         examples = [
-            templates.example(
-                network.tokenizer, [*p, {"role": "assistant", "content": a}], network.family, limit
-            )
+            network.example([*p, {"role": "assistant", "content": a}], limit)
             for p, a in zip(prompts, answers, strict=True)
         ]
         out = [0.0] * len(examples)
         for indices in _batches([e.input_ids for e in examples], batch_size):
             with self._only(adapter), torch.inference_mode():
-                values = forward.losses(network, [examples[i] for i in indices])
+                images = [
+                    image for i in indices for image in network.images(examples[i].input_ids, prompts[i])
+                ]
+                values = forward.losses(network, [examples[i] for i in indices], images)
             for i, value in zip(indices, values, strict=True):
                 out[i] = value
+        return out
+
+    def first_logits(
+        self, prompts: Sequence[Prompt], adapter: str | None = None, *, batch_size: int = BATCH
+    ) -> torch.Tensor:
+        """Scores of each answer's first token, `[prompts, vocab]`."""
+        network = self._network(adapter)
+        ids = [network.prompt_ids(p) for p in prompts]
+        out: dict[int, torch.Tensor] = {}
+        for indices in _batches(ids, batch_size):
+            images = [image for i in indices for image in network.images(ids[i], prompts[i])]
+            with self._only(adapter), torch.inference_mode():
+                logits = forward.begin(network, [ids[i] for i in indices], images).logits()
+            out |= dict(zip(indices, logits.float().cpu(), strict=True))
+        return torch.stack([out[i] for i in range(len(ids))])
+
+    def _named(
+        self,
+        ids: list[list[int]],
+        adapter: str,
+        batch_size: int,
+        on_batch: Callable[[int], None] | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> list[Generation]:
+        """Answers of an adapter that names labels; none to a prompt that fills the context."""
+        network, labels = self._network(adapter), self._heads[adapter].labels
+        fits = [i for i, prompt in enumerate(ids) if _room(network, prompt, 1) > 0]
+        logits = self._label_scores([ids[i] for i in fits], adapter, batch_size, on_batch)
+        said = dict(zip(fits, (labels[i] for i in logits.argmax(-1).tolist()), strict=True))
+        if on_text:
+            for i, text in said.items():
+                on_text(i, text)
+        return [
+            Generation(
+                said.get(i, ""),
+                list(network.tokenizer(said[i], add_special_tokens=False)["input_ids"]) if i in said else [],
+                "stop" if i in said else "length",
+                len(prompt),
+            )
+            for i, prompt in enumerate(ids)
+        ]
+
+    def _label_scores(
+        self,
+        ids: list[list[int]],
+        adapter: str,
+        batch_size: int,
+        on_batch: Callable[[int], None] | None = None,
+    ) -> torch.Tensor:
+        """Logits of an adapter's labels, `[prompts, labels]`; a prompt too long loses its beginning."""
+        network, head = self._network(adapter), self._heads[adapter]
+        out = torch.zeros(len(ids), len(head.labels))
+        done = 0
+        for indices in _batches(ids, batch_size):
+            batch = [ids[i][-(network.context_tokens or 0) :] for i in indices]
+            with self._only(adapter), torch.inference_mode():
+                out[indices] = classifier.scores(network, head, batch).cpu()
+            done += len(batch)
+            if on_batch:
+                on_batch(done)
         return out
 
     @property
     def _base(self) -> Network:
         if self._base_network is None:
-            self._base_network = forward.load(self._base_path)
+            self._base_network = forward.load(self._base_path, self._images)
         return self._base_network
 
     def _network(self, adapter: str | None) -> Network:
@@ -230,6 +332,7 @@ class _Row:
     network: Network
     index: int
     prompt: list[int]
+    images: list[Shown]
     room: int
     sampling: Sampling
     on_text: Callable[[int, str], None] | None
@@ -286,7 +389,7 @@ def _decode(network: Network, rows: list[_Row]) -> None:
     """Run rows to their ends, each step over those that are not done."""
     if not rows:
         return
-    steps = forward.begin(network, [r.prompt for r in rows])
+    steps = forward.begin(network, [r.prompt for r in rows], [image for r in rows for image in r.images])
     while rows:
         logits = steps.logits()
         best = logits.argmax(-1).tolist()

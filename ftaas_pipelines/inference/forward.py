@@ -1,8 +1,9 @@
-"""Forward passes of the two families: next-token logits with a cache, and the loss of an answer.
+"""Forward passes of the families: next-token logits with a cache, and the loss of an answer.
 
 Everything here is over one batch of padded rows; who is in the batch is decided in `decoding`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -12,17 +13,52 @@ from typing import Any, Protocol, cast
 import torch  # noqa: TID253 imported by stage programs and the engine only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: TID253
 
-from ftaas_pipelines.inference import bases, templates
-from ftaas_pipelines.inference.templates import IGNORED
+from ftaas_pipelines.inference import bases, pictures, templates
+from ftaas_pipelines.inference.templates import IGNORED, Example, Message
 
 
 @dataclass
 class Network:
-    """One set of weights with its tokenizer. LoRA adapters live inside the base's network."""
+    """One set of weights with its tokenizer. LoRA adapters live inside the base's network.
+
+    Attributes:
+        viewer: what sees the images, of a vision-language base.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     family: bases.Family
+    viewer: pictures.Viewer | None = None
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """The tokens it is shown before it answers."""
+        if self.viewer:
+            return self.viewer.prompt_ids(messages)
+        return templates.prompt_ids(self.tokenizer, messages, self.family)
+
+    def example(self, messages: Sequence[Message], max_tokens: int) -> Example:
+        """Tokens and labels of a conversation, as training teaches it."""
+        if self.viewer:
+            return self.viewer.example(messages, max_tokens)
+        return templates.example(self.tokenizer, messages, self.family, max_tokens)
+
+    def images(self, ids: list[int], messages: Sequence[Message]) -> list[pictures.Shown]:
+        """The images that stand in the tokens of a conversation."""
+        return self.viewer.within(ids, messages) if self.viewer else []
+
+    def seen(self, ids: torch.Tensor, images: Sequence[pictures.Shown]) -> dict[str, torch.Tensor]:
+        """What a forward pass over these tokens `[rows, n]` is given of the images in them."""
+        return self.viewer.inputs(images, ids, self.accepts) if self.viewer else {}
+
+    def positions(self, ids: torch.Tensor, mask: torch.Tensor, seen: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Places of the tokens, counted without padding, `[rows, n]`.
+
+        `[3, rows, n]` in networks that also count rows and columns of an image (Qwen's M-RoPE).
+        """
+        index: Any = getattr(getattr(self.model, "model", None), "get_rope_index", None)
+        if index is None or "image_grid_thw" not in seen:
+            return (mask.cumsum(1) - 1).clamp(min=0)
+        return index(ids, seen["mm_token_type_ids"], seen["image_grid_thw"], attention_mask=mask)[0]
 
     @cached_property
     def ends(self) -> frozenset[int]:
@@ -44,11 +80,16 @@ class Network:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def load(folder: Path) -> Network:
+def load(folder: Path, images: Path | None = None) -> Network:
+    """The network in a folder; `images` is the folder in which a vision-language base finds its images."""
     model = bases.load_model(folder).eval()
     if torch.cuda.is_available():
         model.to("cuda")  # type: ignore[arg-type]
-    return Network(model, bases.load_tokenizer(folder), bases.family(folder))
+    family = bases.family(folder)
+    if family != "vision":
+        return Network(model, bases.load_tokenizer(folder), family)
+    viewer = pictures.Viewer(bases.load_processor(folder), images)
+    return Network(model, viewer.tokenizer, family, viewer)
 
 
 class Steps(Protocol):
@@ -59,18 +100,21 @@ class Steps(Protocol):
     def advance(self, tokens: list[int], going: list[int]) -> None: ...
 
 
-def begin(network: Network, prompts: list[list[int]]) -> Steps:
-    """Start decoding a batch of prompts (token ids)."""
-    return CausalSteps(network, prompts) if network.family == "causal" else Seq2SeqSteps(network, prompts)
+def begin(network: Network, prompts: list[list[int]], images: Sequence[pictures.Shown] = ()) -> Steps:
+    """Start decoding a batch of prompts (token ids) with the images in them, in the order of the rows."""
+    if network.family == "seq2seq":
+        return Seq2SeqSteps(network, prompts)
+    return CausalSteps(network, prompts, images)
 
 
 class CausalSteps:
     """Forward passes of a decoder-only model with a key-value cache, prompts padded on the left."""
 
-    def __init__(self, network: Network, prompts: list[list[int]]):
+    def __init__(self, network: Network, prompts: list[list[int]], images: Sequence[pictures.Shown] = ()):
         self._network = network
-        self._ids, self._mask = _padded(prompts, network, left=True)
-        self._positions = (self._mask.cumsum(1) - 1).clamp(min=0)
+        self._ids, self._mask = padded(prompts, network, left=True)
+        self._seen = network.seen(self._ids, images)
+        self._positions = network.positions(self._ids, self._mask, self._seen)
         self._cache: Any = None
 
     def logits(self) -> torch.Tensor:
@@ -81,20 +125,21 @@ class CausalSteps:
             attention_mask=self._mask,
             past_key_values=self._cache,
             use_cache=True,
+            **self._seen,
             **{k: v for k, v in extra.items() if k in self._network.accepts},
         )
-        self._cache = out.past_key_values
+        self._cache, self._seen = out.past_key_values, {}
         return out.logits[:, -1]
 
     def advance(self, tokens: list[int], going: list[int]) -> None:
         """Append a token to each row that goes on; the others leave mask and cache."""
         if len(going) < len(self._mask):
             keep = torch.tensor(going, device=self._mask.device)
-            self._mask, self._positions = self._mask[keep], self._positions[keep]
+            self._mask, self._positions = self._mask[keep], self._positions[..., keep, :]
             self._cache.batch_select_indices(keep)
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=1)
-        self._positions = self._positions[:, -1:] + 1
+        self._positions = self._positions[..., -1:] + 1
 
 
 class Seq2SeqSteps:
@@ -102,7 +147,7 @@ class Seq2SeqSteps:
 
     def __init__(self, network: Network, prompts: list[list[int]]):
         self._network = network
-        ids, self._mask = _padded(prompts, network, left=False)
+        ids, self._mask = padded(prompts, network, left=False)
         self._encoded = network.model.get_encoder()(input_ids=ids, attention_mask=self._mask)
         start = cast(int, network.model.config.decoder_start_token_id)
         self._ids = torch.full_like(ids[:, :1], start)
@@ -130,7 +175,7 @@ class Seq2SeqSteps:
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
 
 
-def _padded(sequences: list[list[int]], network: Network, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def padded(sequences: list[list[int]], network: Network, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids and attention mask, both `[rows, longest]`."""
     width = max(len(s) for s in sequences)
     pad = cast(int, network.tokenizer.pad_token_id)
@@ -155,10 +200,16 @@ def _last_answer(labels: list[int]) -> tuple[int, int]:
     return start, end
 
 
-def losses(network: Network, examples: list[templates.Example]) -> list[float]:
-    """Mean cross-entropy of each example's last answer; zero where the context cut all of it off."""
-    causal = network.family == "causal"
-    logits, targets = (_causal_targets if causal else _seq2seq_targets)(network, examples)
+def losses(network: Network, examples: list[Example], images: Sequence[pictures.Shown] = ()) -> list[float]:
+    """Mean cross-entropy of each example's last answer; zero where the context cut all of it off.
+
+    Args:
+        images: those in the examples, in their order.
+    """
+    if network.family == "seq2seq":
+        logits, targets = _seq2seq_targets(network, examples)
+    else:
+        logits, targets = _causal_targets(network, examples, images)
     each = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2), targets, ignore_index=IGNORED, reduction="none"
     )
@@ -166,9 +217,11 @@ def losses(network: Network, examples: list[templates.Example]) -> list[float]:
     return (each.sum(1) / counts.clamp(min=1)).tolist()
 
 
-def _causal_targets(network: Network, examples: list[templates.Example]) -> tuple[torch.Tensor, torch.Tensor]:
+def _causal_targets(
+    network: Network, examples: list[Example], images: Sequence[pictures.Shown]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `[rows, n, vocab]` and what each should have said `[rows, n]`, over the answers alone."""
-    ids, mask = _padded([e.input_ids for e in examples], network, left=True)
+    ids, mask = padded([e.input_ids for e in examples], network, left=True)
     width = ids.shape[1]
     targets = torch.full_like(ids, IGNORED)
     first = width
@@ -177,20 +230,19 @@ def _causal_targets(network: Network, examples: list[templates.Example]) -> tupl
         targets[row, start:end] = ids[row, start:end]
         first = min(first, start)
     # On the left-padded batch the answers end together: only their logits are computed.
+    seen = network.seen(ids, images)
     extra: dict[str, Any] = {
-        "position_ids": (mask.cumsum(1) - 1).clamp(min=0),
+        "position_ids": network.positions(ids, mask, seen),
         "logits_to_keep": min(width, width - first + 1),
     }
-    extra = {k: v for k, v in extra.items() if k in network.accepts}
+    extra = {k: v for k, v in extra.items() if k in network.accepts} | seen
     logits = network.model(input_ids=ids, attention_mask=mask, use_cache=False, **extra).logits
     return logits[:, :-1], targets[:, width - logits.shape[1] + 1 :]
 
 
-def _seq2seq_targets(
-    network: Network, examples: list[templates.Example]
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _seq2seq_targets(network: Network, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
     """Logits `[rows, longest answer, vocab]` and the answers' tokens `[rows, longest answer]`."""
-    ids, mask = _padded([e.input_ids for e in examples], network, left=False)
-    targets, taught = _padded([e.labels for e in examples], network, left=False)
+    ids, mask = padded([e.input_ids for e in examples], network, left=False)
+    targets, taught = padded([e.labels for e in examples], network, left=False)
     targets = targets.masked_fill(taught == 0, IGNORED)
     return network.model(input_ids=ids, attention_mask=mask, labels=targets).logits, targets

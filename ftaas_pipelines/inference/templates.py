@@ -1,20 +1,22 @@
 """Messages to model text and tokens: the one place, for training, evaluation and serving alike.
 
 A **causal** base reads a conversation through the chat template of its tokenizer. One that has none
-gets `FALLBACK`. A **seq2seq** base reads plain text and is taught the answer alone. A plain text (one
-message, the assistant's) has no template around it, and only a causal base learns it.
+gets `FALLBACK`. A **vision** base reads it likewise, its images in front of the text of their message. A
+**seq2seq** base reads plain text and is taught the answer alone. A plain text (one message, the
+assistant's) has no template around it, and a seq2seq base learns none.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftaas_pipelines.errors import InputInvalid
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Message = dict[str, str]
+Message = dict[str, Any]  # role, content; images where it shows some
+Show = Callable[[str], str]  # rendered text to the same text with the tokens of its images
 IGNORED = -100  # a label that the loss skips, as in torch.nn.CrossEntropyLoss
 
 # For causal tokenizers without a template: each turn under a heading, each answer closed by the end
@@ -81,15 +83,41 @@ def source_text(messages: Sequence[Message]) -> str:
     return "\n".join(m["content"] for m in messages if m["content"])
 
 
-def prompt_ids(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str) -> list[int]:
-    """The tokens a model of this family is shown before it answers."""
+def prompt_ids(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str, show: Show = str
+) -> list[int]:
+    """The tokens a model of this family is shown before it answers.
+
+    Args:
+        show: vision: puts the tokens of its images into the text; as it is, one token stands for each.
+    """
     if family == "seq2seq":
         return list(tokenizer(source_text(messages))["input_ids"])
-    return _ids(tokenizer, prompt_text(tokenizer, messages))
+    if family == "vision":
+        messages = in_parts(messages)
+    return _ids(tokenizer, show(prompt_text(tokenizer, messages)))
+
+
+def in_parts(messages: Sequence[Message]) -> list[Message]:
+    """The messages as templates of vision-language bases read them: images, then text, as parts."""
+    return [
+        {
+            **{key: value for key, value in message.items() if key != "images"},
+            "content": [
+                *({"type": "image"} for _ in message.get("images", ())),
+                *([{"type": "text", "text": message["content"]}] if message["content"] else []),
+            ],
+        }
+        for message in messages
+    ]
 
 
 def example(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str, max_tokens: int
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    family: str,
+    max_tokens: int,
+    show: Show = str,
 ) -> Example:
     """Tokens and labels of one conversation that ends with an answer, cut at `max_tokens`.
 
@@ -100,7 +128,8 @@ def example(
     when serving.
 
     Args:
-        max_tokens: causal: of the whole; seq2seq: of source and of answer each.
+        max_tokens: causal and vision: of the whole; seq2seq: of source and of answer each.
+        show: see `prompt_ids`.
 
     Raises:
         InputInvalid: a plain text, and the base is seq2seq.
@@ -115,7 +144,10 @@ def example(
     text = ""
     end = tokenizer.eos_token_id
     assert isinstance(end, int), "complete() first"
-    for piece, taught in _pieces(tokenizer, messages):
+    answer = str(messages[-1]["content"])
+    if family == "vision":
+        messages = in_parts(messages)
+    for piece, taught in _pieces(tokenizer, messages, answer, show):
         text += piece
         joint = _ids(tokenizer, text)
         if joint[: len(input_ids)] != input_ids:  # a token would span the border: keep the border
@@ -143,17 +175,23 @@ def _text(tokenizer: "PreTrainedTokenizerBase", text: str, family: str, max_toke
     return Example(ids[:max_tokens], ids[:max_tokens])
 
 
-def _pieces(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> list[tuple[str, bool]]:
-    """The conversation as (text, whether it is an answer), in order."""
+def _pieces(
+    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], answer: str, show: Show
+) -> list[tuple[str, bool]]:
+    """The conversation as (text, whether it is an answer), in order; `answer` is the last one's text."""
     turns = [i for i, m in enumerate(messages) if m["role"] == "assistant"]
     spans = [
-        (_render(tokenizer, messages[:i], ask=True), _render(tokenizer, messages[: i + 1])) for i in turns
+        (
+            show(_render(tokenizer, messages[:i], ask=True)),
+            show(_render(tokenizer, messages[: i + 1])),
+        )
+        for i in turns
     ]
     texts = [text for span in spans for text in span]
     if not all(b.startswith(a) for a, b in zip(texts, texts[1:], strict=False)):
         prompt, whole = spans[-1]
         if not whole.startswith(prompt):
-            whole = prompt + messages[-1]["content"] + str(tokenizer.eos_token)
+            whole = prompt + answer + str(tokenizer.eos_token)
         texts = [prompt, whole]
     starts = [0, *(len(t) for t in texts)]
     return [(text[start:], i % 2 == 1) for i, (start, text) in enumerate(zip(starts, texts, strict=False))]

@@ -12,7 +12,14 @@ from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
 from ftaas_pipelines.store import MANIFEST, Artifact, short
 
 # What an image needs beside BentoML itself, which adds its own version.
-PACKAGES = ["torch>=2.13", "transformers>=5.23", "peft>=0.21", "fastapi>=0.115", "prometheus-client>=0.22"]
+PACKAGES = [
+    "torch>=2.13",
+    "transformers>=5.23",
+    "peft>=0.21",
+    "pillow>=12",
+    "fastapi>=0.115",
+    "prometheus-client>=0.22",
+]
 
 
 def build(inputs: BentoInputs, adapter: Artifact, version: str, work: Path, target: Path) -> str:

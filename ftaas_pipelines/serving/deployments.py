@@ -237,11 +237,11 @@ def ask(
     settings: Settings,
     environment: str,
     project: str,
-    question: str | list[dict[str, str]],
+    question: str | list[dict[str, Any]],
     system: str | None = None,
     max_tokens: int | None = None,
 ) -> dict[str, Any]:
-    """Ask one question, or go on with a conversation of `{"role", "content"}` messages.
+    """Ask one question, or go on with a conversation of messages in OpenAI's shape.
 
     The result is what `ftaas ask --json` prints, and `token_ids` and `release`.
 

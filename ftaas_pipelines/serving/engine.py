@@ -4,9 +4,9 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ftaas_pipelines.errors import FtaasError
+from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.inference import bases, process
 from ftaas_pipelines.serving import responses, runtime
 from ftaas_pipelines.serving.openai_shapes import RequestRefused, unknown_model
@@ -78,7 +78,7 @@ class Engine:
     def generate(
         self,
         release: ServedRelease,
-        prompt: list[dict[str, str]],
+        prompt: list[dict[str, Any]],
         max_new_tokens: int,
         sampling: "Sampling",
         on_text: Callable[[int, str], None] | None = None,
@@ -86,12 +86,20 @@ class Engine:
         """Answer one prompt.
 
         Raises:
-            RequestRefused: 400 when the prompt leaves no room in the model's context.
+            RequestRefused: 400 when the prompt leaves no room in the model's context, or shows an image that
+                cannot be read, or any to a model that sees none.
         """
+        if release.family != "vision" and any("images" in message for message in prompt):
+            raise RequestRefused(
+                400, f"'{release.project}' does not see images", "image_not_supported", "messages"
+            )
         model = self._models[release.base_path]
-        answer = model.generate(
-            [prompt], release.project, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text
-        )[0]
+        try:
+            answer = model.generate(
+                [prompt], release.project, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text
+            )[0]
+        except InputInvalid as error:
+            raise RequestRefused(400, str(error), "invalid_image", "messages") from error
         limit = model.context_tokens(release.project)
         if limit is not None and answer.prompt_tokens >= limit:
             raise RequestRefused(

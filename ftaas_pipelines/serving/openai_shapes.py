@@ -1,8 +1,9 @@
 """OpenAI's request, response and error shapes, as far as this platform speaks them."""
 
+import hashlib
 import time
 import uuid
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -39,16 +40,35 @@ class TextPart(BaseModel):
     text: str
 
 
+class ImageUrl(BaseModel):
+    """An image inside the request: nothing is fetched for a caller."""
+
+    url: str = Field(pattern=r"^data:[^,]*;base64,", description="a data URI: data:image/png;base64,…")
+
+
+class ImagePart(BaseModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
 class ChatMessage(BaseModel):
     """One turn. Unknown keys (`name`, `refusal`) are read over, as OpenAI's clients send them."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
+    content: str | list[Part]
 
-    def plain(self) -> dict[str, str]:
+    def plain(self) -> dict[str, Any]:
+        """The turn as a prompt holds it: its text, and its images where it shows some."""
         role = "system" if self.role == "developer" else self.role
-        text = self.content if isinstance(self.content, str) else "".join(p.text for p in self.content)
-        return {"role": role, "content": text}
+        if isinstance(self.content, str):
+            return {"role": role, "content": self.content}
+        text = "".join(part.text for part in self.content if isinstance(part, TextPart))
+        urls = [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+        images = [{"ref": url, "sha256": hashlib.sha256(url.encode()).hexdigest()} for url in urls]
+        return {"role": role, "content": text, **({"images": images} if images else {})}
 
 
 class StreamOptions(BaseModel):
@@ -98,7 +118,7 @@ class Request(BaseModel):
 class ChatRequest(Request):
     messages: list[ChatMessage] = Field(min_length=1)
 
-    def prompt(self) -> list[dict[str, str]]:
+    def prompt(self) -> list[dict[str, Any]]:
         return [message.plain() for message in self.messages]
 
 
@@ -115,7 +135,7 @@ class CompletionRequest(Request):
             raise ValueError("exactly one prompt a request")
         return texts[0]
 
-    def messages_of(self) -> list[dict[str, str]]:
+    def messages_of(self) -> list[dict[str, Any]]:
         return [{"role": "user", "content": str(self.prompt)}]
 
 

@@ -14,6 +14,7 @@ from ftaas_pipelines.stages import program
 from ftaas_pipelines.stages.program import Report
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store
+from ftaas_pipelines.training.remote_models import require_loadable
 
 
 def make(spec: Spec, store: Store, report: Report) -> Artifact:
@@ -31,7 +32,7 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
         raise SpecUnusable(first["msg"], where, do="let `ftaas run` write the spec") from None
     started = time.monotonic()
     report.progress(0.05, "checking the adapter")
-    adapter = store.get(inputs.adapter)
+    adapter = require_loadable(store.get(inputs.adapter))
     problems = list(adapter.problems())
     if problems:
         raise FtaasError(problems)

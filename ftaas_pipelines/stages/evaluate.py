@@ -21,6 +21,7 @@ from ftaas_pipelines.stages import program
 from ftaas_pipelines.stages.program import Report
 from ftaas_pipelines.stages.spec import Spec, base_folder
 from ftaas_pipelines.store import Artifact, Store, canonical, short
+from ftaas_pipelines.training.remote_models import require_loadable
 
 LOOK = "test_look"  # the ledger entry of each look at a test split
 _LIBRARIES = (
@@ -48,8 +49,10 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
         raise SpecUnusable("are not an evaluation's", "inputs", str(error).splitlines()[0]) from None
     report.progress(0.0, "loading")
     base = base_folder(spec, inputs.base)
-    splits = store.get(inputs.splits).path
-    adapters = {label: store.get(digest).path for label, digest in inputs.adapters.items()}
+    splits = store.get(inputs.splits)
+    dataset = store.get(splits.content["dataset"]).path if inputs.family == "vision" else None
+    found = {label: store.get(digest) for label, digest in inputs.adapters.items()}
+    adapters = {label: require_loadable(adapter).path for label, adapter in found.items()}
     started = time.perf_counter()
     looks = _look(spec, inputs) if inputs.split == "test" else 0
 
@@ -60,7 +63,7 @@ def make(spec: Spec, store: Store, report: Report) -> Artifact:
     from ftaas_pipelines.evaluation.report import Facts, render
 
     with tempfile.TemporaryDirectory() as scratch:
-        results = run.evaluate(inputs, splits, base, adapters, Path(scratch), report.progress)
+        results = run.evaluate(inputs, splits.path, base, adapters, Path(scratch), report.progress, dataset)
     scores = compare.scores(results, inputs.options.primary)
     kind = "evaluation" if inputs.split == "test" else "comparison"
     with store.create(kind, spec.input_digest) as draft:

@@ -10,15 +10,17 @@ from ftaas_pipelines.errors import SpecUnusable
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.store import digest_of, short
 
-Stage = Literal["prepare", "train", "evaluate", "build"]
+Stage = Literal["prepare", "train", "evaluate", "build", "convert"]
 
 
 class Run(BaseModel):
     """Where this run finds and puts things; nothing here changes what is made.
 
     `files` maps a source name to the files it is read from; `base_path` is the folder of the base
-    model; `policy` is the version of the platform policy; `grant` is what `governance.gates.require()`
-    gave the asset (None when ungoverned).
+    model, `teacher_path` that of a teacher (`base_names` are their ids and revisions), `code_path` the one
+    that Python rewards lie in; `policy` is the version of the platform policy; `grant` is what
+    `governance.gates.require()` gave the asset (None when ungoverned); `provider` is the recipe's section on
+    whose machines train it; `terms` are what its machine costs and draws, `budget` what may be spent.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -36,9 +38,15 @@ class Run(BaseModel):
     data_workers: int = 1
     ray_address: str = ""
     base_path: Path | None = None
+    base_names: list[tuple[str, str]] = []
+    teacher_path: Path | None = None
+    code_path: Path | None = None
     grant: dict[str, Any] | None = None
+    provider: dict[str, Any] | None = None
     experiment: bool = False
     usd_per_hour: float = 0.0
+    terms: dict[str, Any] | None = None
+    budget: dict[str, float] = {}
     max_minutes: float | None = None
 
 
@@ -62,6 +70,14 @@ class Spec(BaseModel):
         return digest_of(identity)
 
 
+def program(spec: Spec) -> list[str]:
+    """The module that makes it, and its first argument: torchrun over the stage where it wants processes."""
+    distributed: dict[str, Any] = (spec.inputs.get("training") or {}).get("distributed") or {}
+    if int(distributed.get("processes", 1)) * int(distributed.get("nodes", 1)) > 1:
+        return ["ftaas_pipelines.stages.ranks", spec.stage]
+    return [f"ftaas_pipelines.stages.{spec.stage}"]
+
+
 def read(path: Path) -> Spec:
     """Read a spec file.
 
@@ -82,9 +98,17 @@ def base_folder(spec: Spec, digest: str) -> Path:
     Raises:
         SpecUnusable: none is named, or it holds another model.
     """
-    path = spec.run.base_path
+    return model_folder(spec.run.base_path, digest, "run.base_path")
+
+
+def model_folder(path: Path | None, digest: str, where: str) -> Path:
+    """A model's folder, held against the digest in the inputs.
+
+    Raises:
+        SpecUnusable: none is named, or it holds another model.
+    """
     if path is None:
-        raise SpecUnusable("names no base model", "run.base_path", do="let `ftaas run` write the spec")
+        raise SpecUnusable("names no model", where, do="let `ftaas run` write the spec")
     found = bases.digest(path)
     if found != digest:
         raise SpecUnusable(

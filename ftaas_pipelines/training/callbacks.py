@@ -5,8 +5,9 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
 # Only a stage program loads this module, through run.py.
@@ -18,7 +19,9 @@ from transformers import (  # noqa: TID253
 )
 
 from ftaas_pipelines.errors import FtaasError, Interrupted
-from ftaas_pipelines.training import checkpoints
+from ftaas_pipelines.training import checkpoints, ranks
+from ftaas_pipelines.training.guard import Guard
+from ftaas_pipelines.training.planning.costs import Spending
 
 # Names that go out, by the name the libraries give them.
 FIGURES = {
@@ -29,12 +32,18 @@ FIGURES = {
     "mean_token_accuracy": "token_accuracy",
     "eval_mean_token_accuracy": "eval_token_accuracy",
 }
+PARTS = ("reward_", "eval_reward_")  # each grader's part of a reward: the recipe names them
 SHARE = (0.08, 0.97)  # of the stage that lies before and up to the end of the steps
 
 
-def named(log: dict[str, Any]) -> dict[str, float]:
-    """The figures of one log entry by our names."""
-    return {ours: float(log[name]) for name, ours in FIGURES.items() if name in log}
+def named(log: dict[str, Any], more: Mapping[str, str] = MappingProxyType({})) -> dict[str, float]:
+    """The figures of one log entry by our names.
+
+    Args:
+        more: figures of the method, as `methods.Method.FIGURES`.
+    """
+    found = {ours: float(log[name]) for name, ours in {**FIGURES, **more}.items() if name in log}
+    return found | {name: float(value) for name, value in log.items() if name.startswith(PARTS)}
 
 
 class Report(Protocol):
@@ -42,7 +51,11 @@ class Report(Protocol):
 
     def progress(self, done: float, message: str) -> None: ...
 
-    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+    def metrics(self, step: int, values: dict[str, float], trial: int | None = None) -> None: ...
+
+    def samples(self, step: int, rows: list[dict[str, Any]]) -> None: ...
+
+    def trial(self, number: int, values: dict[str, Any], state: str, loss: float | None) -> None: ...
 
 
 class Live(TrainerCallback):
@@ -52,8 +65,8 @@ class Live(TrainerCallback):
         FtaasError: the loss is no longer a number.
     """
 
-    def __init__(self, report: Report):
-        self._report = report
+    def __init__(self, report: Report, figures: Mapping[str, str] = MappingProxyType({})):
+        self._report, self._figures = report, figures
         self._started = self._last = (0, 0.0, 0)  # step, time, tokens
 
     def on_train_begin(
@@ -69,7 +82,7 @@ class Live(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **_: Any,
     ) -> None:
-        values = named(logs or {})
+        values = named(logs or {}, self._figures)
         loss = values.get("loss", values.get("eval_loss"))
         if loss is None:  # the summary at the end
             return
@@ -101,32 +114,47 @@ class Live(TrainerCallback):
         }
 
 
+class Watch(TrainerCallback):
+    """Lets no checkpoint be written after a loss that is no number: the last good one stays the newest."""
+
+    def __init__(self) -> None:
+        self.guard: Guard | None = None
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.guard and (control.should_save or control.should_log or state.global_step >= state.max_steps):
+            self.guard.check()
+
+
 class Stop(TrainerCallback):
-    """Ends a training between two steps, with a checkpoint: on a signal, or when its time is used up.
+    """Ends a training between two steps, with a checkpoint: on a signal, or when its budget is used up.
 
     Attributes:
         reason: why it was stopped; None while it runs, and when it came to its end.
     """
 
-    def __init__(self, limit_s: float | None, spent_s: float):
+    def __init__(self, spending: Spending):
         self.reason: Literal["signal", "budget"] | None = None
-        self._limit_s, self._spent_s = limit_s, spent_s
-        self._began = time.monotonic()
+        self.spending = spending
         self._asked = False
 
     @property
     def seconds(self) -> float:
         """Training time spent so far, over all attempts."""
-        return self._spent_s + time.monotonic() - self._began
+        return self.spending.seconds
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         if state.global_step >= state.max_steps:
             return
-        if self._asked:
+        spent = self.spending.reached()
+        # A signal reaches the ranks at different steps, and their clocks differ: they stop together.
+        asked, spent = ranks.highest([int(self._asked), int(spent)])
+        if asked:
             self.reason = "signal"
-        elif self._limit_s is not None and self.seconds > self._limit_s:
+        elif spent:
             self.reason = "budget"
         if self.reason:
             control.should_save = control.should_training_stop = True
@@ -135,6 +163,9 @@ class Stop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         assert args.output_dir is not None
+        ranks.together()  # each rank writes the state of its random numbers
+        if not ranks.first():
+            return
         checkpoints.mark(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.seconds)
 
     @contextlib.contextmanager

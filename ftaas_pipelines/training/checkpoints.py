@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from ftaas_pipelines.training import ranks
+
 MARKER = "whole.json"
 
 
@@ -29,11 +31,11 @@ def mark(folder: Path, seconds: float) -> None:
 
 
 def newest(work: Path) -> Path | None:
-    """The newest whole checkpoint in a work folder; all that are not whole are removed."""
+    """The newest whole checkpoint in a work folder; rank 0 removes all that are not whole."""
     folders = sorted(work.glob("checkpoint-*"), key=lambda p: int(p.name.rpartition("-")[2]))
     whole = [folder for folder in folders if _is_whole(folder)]
     for folder in folders:
-        if folder not in whole:
+        if folder not in whole and ranks.first():
             shutil.rmtree(folder)
     return whole[-1] if whole else None
 

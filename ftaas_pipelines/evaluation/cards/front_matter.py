@@ -22,21 +22,29 @@ def front_matter(model: Model) -> str:
     project, made = model.project, model.adapter.content
     licence = project.base_model.licence.strip()
     known = licence.lower() if licence.lower() in _LICENCES else "other" if licence else "unknown"
-    causal = made["family"] == "causal"
     spoken = sorted(model.data.artifact.content.get("languages") or {})
     data = ModelCardData(
         base_model=project.base_model.id,
         datasets=_datasets(model),
         language=[code for code in spoken if re.fullmatch(r"[a-z]{2}", code)] or None,
-        library_name="peft" if made["adapter"] == "lora" else "transformers",
+        library_name={"lora": "peft", "full": "transformers"}.get(made["adapter"]),
         license=known,
         license_name=licence if known == "other" else None,
-        pipeline_tag="text-generation" if causal else "text2text-generation",
+        pipeline_tag=_pipeline(model),
         tags=["ftaas", project.task, made["method"], made["adapter"]],
         model_name=project.name,
         eval_results=_results(model) or None,
     )
     return data.to_yaml().rstrip("\n")
+
+
+def _pipeline(model: Model) -> str:
+    """The Hub's word for what the adapter does."""
+    made = model.adapter.content
+    if made["method"] == "classification":
+        return "text-classification"
+    of_family = {"seq2seq": "text2text-generation", "vision": "image-text-to-text"}
+    return of_family.get(made["family"], "text-generation")
 
 
 def _datasets(model: Model) -> list[str]:
@@ -55,10 +63,9 @@ def _results(model: Model) -> list[Any]:
 
     if model.scores is None:
         return []
-    causal = model.adapter.content["family"] == "causal"
     return [
         EvalResult(
-            task_type="text-generation" if causal else "text2text-generation",
+            task_type=_pipeline(model),
             dataset_type=f"{model.project.name}-{short(model.splits.digest)}",
             dataset_name=f"{model.project.name} {name}",
             dataset_split=name,
