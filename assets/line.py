@@ -19,6 +19,7 @@ from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.projects import catalog, prices
+from ftaas_pipelines.projects.adapter import Adapter
 from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.method import Distillation
@@ -69,13 +70,16 @@ class Line(DataLine):
     ) -> Spec:
         asset = f"adapter_{recipe.name}"
         splits = self._made(asset, "splits", self.splits)
-        before = self.project.recipe(recipe.init_from).adapter if recipe.init_from else None
         if recipe.provider:  # its machine is not this one
             how = Resolved(recipe.method, recipe.adapter, recipe.training)
         else:
-            how = resolve(recipe, splits.content["counts"], self.family, machine.found(), before)
+            how = resolve(
+                recipe, splits.content["counts"], self.family, machine.found(), self._adapter_before(recipe)
+            )
         made = {
-            name: self._made(asset, f"adapter_{name}", self.adapter(self.project.recipe(name))).digest
+            name: self._made(
+                asset, f"adapter_{name}", self.adapter(self.project.recipe(name), experiment)
+            ).digest
             for name in recipe.needs
         }
         teacher = self.teacher_path(recipe)
@@ -183,8 +187,22 @@ class Line(DataLine):
         teacher = recipe.method.teacher
         return bases.resolve(teacher.id, teacher.revision, self.loaded.folder)
 
-    def adapter(self, recipe: Recipe) -> Artifact | None:
-        return self._found(lambda: self.adapter_spec(recipe))
+    def adapter(self, recipe: Recipe, experiment: bool = False) -> Artifact | None:
+        """What a recipe made of the current content; for an experiment, that of an experiment will do."""
+        found = self._found(lambda: self.adapter_spec(recipe))
+        if found is None and experiment:
+            found = self._found(lambda: self.adapter_spec(recipe, experiment=True))
+        return found
+
+    def _adapter_before(self, recipe: Recipe) -> Adapter | None:
+        """The adapter section of the chain that a recipe goes on with: the nearest that is written out."""
+        before: Adapter | None = None
+        while recipe.init_from:
+            recipe = self.project.recipe(recipe.init_from)
+            before = recipe.adapter
+            if "adapter" in recipe.model_fields_set:
+                break
+        return before
 
     def adapters(self) -> dict[str, str]:
         """Adapter digests by recipe; raises NotMade for the first that is not made."""

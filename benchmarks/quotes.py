@@ -2,7 +2,8 @@
 
 Each configuration is quoted twice, from counted tokens (`estimate`) and by the probe before its first step
 (`probed`), and then trained by its stage in a process of its own. Exits 1 when a bound is broken: 30% of an
-estimate; of a probed quote 10% of memory and, on runs of more than a minute, 20% of duration.
+estimate; of a probed quote 10% of memory and, on runs of more than a minute, 20% of duration. On a machine
+that others use, the ratios of durations are those of CPU seconds.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ftaas_pipelines.training.planning.quote import PROBED_MEMORY, PROBED_SECOND
 
 OWNER = "olga.owner@example.com"
 LONG_S = 60
+BUSY = 0.9  # below, others computed here, too, and the clock says as much about them
 
 
 class Silent:
@@ -100,6 +102,9 @@ def report(found: dict[str, dict[str, Any]]) -> bool:
         for name, share in (("memory_gib", PROBED_MEMORY), ("seconds", PROBED_SECONDS)):
             values = [result[basis][name]["value"] for basis in ("estimate", "probed")]
             ratios = [value / actual[name] for value in values]
+            if name == "seconds" and actual["busy"] < BUSY:  # CPU seconds: the estimate is of a free machine
+                worked = actual["seconds"] * actual["busy"]
+                ratios = [values[0] / worked, values[1] * actual["probe"]["busy"] / worked]
             good = [abs(ratios[0] - 1) <= UNPROBED, abs(ratios[1] - 1) <= share]
             if name == "seconds" and actual["seconds"] < LONG_S:
                 good[1] = True  # nothing is promised of it
@@ -129,7 +134,7 @@ def main() -> int:
             if options.only in chosen.says:
                 found[chosen.says] = one(chosen, Path(name) / chosen.project, options.part)
     kept = report(found)
-    words = "kept" if kept else "broken; on a machine that others use, the clock says as much about them"
+    words = "kept" if kept else "broken"
     Console().print(f"bounds: {words}" if options.part == 1 else "a quick look: no verdict", highlight=False)
     return int(not kept and options.part == 1)
 

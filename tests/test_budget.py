@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_online_methods import prepared, wanted
+from test_online_methods import train as online
 from test_training import ROOT, Heard, base, finish, make_spec
 
 from ftaas_pipelines.errors import InputInvalid, Refused
@@ -113,6 +115,17 @@ def test_a_damaged_probe_is_made_again(tmp_path: Path) -> None:
     place.mkdir(parents=True, exist_ok=True)
     (place / probe.FILE).write_text('{"pass_s": 1', encoding="utf-8")
     assert train(spec, tmp_path).attestation["quote"]["basis"] == "probed"
+
+
+def test_answers_sampled_on_the_way_settle_the_quote_by_the_first_steps(tmp_path: Path) -> None:
+    """No batch can be tried before: four steps tell that ten thousand would take too long."""
+    asked = {"max_steps": 10_000, "batch_size": 4}
+    grpo = {"kind": "grpo", "rewards": [{"kind": "exact_match"}], "generations": 4, "max_new_tokens": 4}
+    told = prepared(tmp_path / "s", (wanted(0, 10), wanted(50, 4)), grpo, None, None, asked)
+    with pytest.raises(Refused, match=r"training_minutes.*checkpoint of step 4 was saved.*probed") as refused:
+        online(tmp_path, told, max_minutes=2.0)
+    assert refused.value.exit_code == 3
+    assert checkpoints.newest(tmp_path / "work") == tmp_path / "work" / "checkpoint-4"
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import pytest
 from recipe_runs import Rows, losses, made, pairs, spec_of
 from test_training import T5, Heard, base, chat, materials, record, stop_after_checkpoint, write_splits
 
+from assets.data_line import NotMade
 from assets.line import open_line
 from ftaas_pipelines import settings
 from ftaas_pipelines.errors import InputInvalid
@@ -426,15 +427,25 @@ def test_a_project_chains_sft_and_dpo_and_its_reward_model_is_no_candidate(
     project_factory("chain", text=CHAIN, data=data)
     assert ftaas("run", "chain", "--until", "splits").code == 0
     line = open_line("chain", settings.load())
+    with pytest.raises(NotMade, match="adapter_sft"):
+        line.adapter_spec(line.project.recipe("dpo"), experiment=True)
+    tried = made(line.adapter_spec(line.project.recipe("sft"), experiment=True))
+    assert line.adapter_spec(line.project.recipe("dpo"), experiment=True).inputs["init_from"] == tried.digest
+    with pytest.raises(NotMade, match="adapter_sft"):  # what is governed stands on no experiment
+        line.adapter_spec(line.project.recipe("dpo"))
+
     artifacts: dict[str, Artifact] = {}
-    for recipe_ in line.project.recipes:  # dpo finds the adapter of sft that was just made
-        artifacts[recipe_.name] = made(line.adapter_spec(recipe_, experiment=True))
+    for one in line.project.recipes:  # dpo finds the adapter of sft that was just made
+        artifacts[one.name] = made(line.adapter_spec(one))
     assert artifacts["dpo"].content["init_from"] == artifacts["sft"].digest
     assert artifacts["dpo"].attestation["spec"]["inputs"]["adapter"]["r"] == 4, "taken over from sft"
     assert set(line.adapters()) == {"sft", "dpo"}
     model = Model(base(), {name: artifacts[name].path for name in ("sft", "dpo")}, threads=1)
     assert model.loss([chat("Hot?")], ["No."], "sft") != model.loss([chat("Hot?")], ["No."], "dpo")
-    states = {a["name"]: a["state"] for a in ftaas("status", "chain", "--json").json["assets"]}
+    states = {one["name"]: one["state"] for one in ftaas("status", "chain", "--json").json["assets"]}
     assert {"adapter_sft", "adapter_dpo", "adapter_judge", "candidate"} <= set(states)
     tried = ftaas("train", "chain", "--recipe", "dpo", "--set", "training.learning_rate=1e-3", "--json")
-    assert tried.code == 0, tried.stderr
+    assert tried.code == 0, tried.stdout + tried.stderr
+    again = line.store.get(tried.json["adapter"])
+    assert again.content["init_from"] == artifacts["sft"].digest and again.content["experiment"] is True
+    assert again.attestation["spec"]["inputs"]["adapter"]["r"] == 4

@@ -73,6 +73,10 @@ def changed_recipe(recipe: Recipe, changes: list[str]) -> Recipe:
         if not isinstance(place, dict) or last not in place:
             raise InputInvalid("is not a setting of a recipe", "--set", path, "see `ftaas project schema`")
         place[last] = _number(yaml.safe_load(text))
+    if "adapter" not in recipe.model_fields_set and values["adapter"] == recipe.adapter.model_dump(
+        mode="json"
+    ):
+        del values["adapter"]  # still not named: one that goes on with another takes it over
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:

@@ -6,7 +6,7 @@ so what was evaluated is what is served. The loop is our own: as fast a step as 
 """
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -181,7 +181,7 @@ class Model:
             for i, p in enumerate(ids)
         ]
         done = 0
-        for indices in _batches(ids, batch_size):
+        for indices in forward.batches(ids, batch_size):
             batch = [rows[i] for i in indices]
             with self._only(adapter), torch.inference_mode():
                 _decode(network, [r for r in batch if r.room > 0])
@@ -213,7 +213,7 @@ class Model:
             for p, a in zip(prompts, answers, strict=True)
         ]
         out = [0.0] * len(examples)
-        for indices in _batches([e.input_ids for e in examples], batch_size):
+        for indices in forward.batches([e.input_ids for e in examples], batch_size):
             with self._only(adapter), torch.inference_mode():
                 images = [
                     image for i in indices for image in network.images(examples[i].input_ids, prompts[i])
@@ -230,7 +230,7 @@ class Model:
         network = self._network(adapter)
         ids = [network.prompt_ids(p) for p in prompts]
         out: dict[int, torch.Tensor] = {}
-        for indices in _batches(ids, batch_size):
+        for indices in forward.batches(ids, batch_size):
             images = [image for i in indices for image in network.images(ids[i], prompts[i])]
             with self._only(adapter), torch.inference_mode():
                 logits = forward.begin(network, [ids[i] for i in indices], images).logits()
@@ -274,7 +274,7 @@ class Model:
         network, head = self._network(adapter), self._heads[adapter]
         out = torch.zeros(len(ids), len(head.labels))
         done = 0
-        for indices in _batches(ids, batch_size):
+        for indices in forward.batches(ids, batch_size):
             batch = [ids[i][-(network.context_tokens or 0) :] for i in indices]
             with self._only(adapter), torch.inference_mode():
                 out[indices] = classifier.scores(network, head, batch).cpu()
@@ -309,13 +309,6 @@ class Model:
                 if self._peft.active_adapters != [adapter]:
                     self._peft.set_adapter(adapter, inference_mode=True)
                 yield
-
-
-def _batches(sequences: list[list[int]], size: int) -> Iterator[list[int]]:
-    """Indices in batches, longest first: little padding, and too much memory shows at once."""
-    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
 
 
 def _room(network: Network, prompt: list[int], max_new_tokens: int) -> int:

@@ -3,7 +3,7 @@
 Everything here is over one batch of padded rows; who is in the batch is decided in `decoding`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
@@ -173,6 +173,13 @@ class Seq2SeqSteps:
             self._encoded.last_hidden_state = self._encoded.last_hidden_state[keep]
             self._cache.batch_select_indices(keep)
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
+
+
+def batches(sequences: list[list[int]], size: int) -> Iterator[list[int]]:
+    """Indices in batches, longest first: little padding, and too much memory shows at once."""
+    order = sorted(range(len(sequences)), key=lambda i: -len(sequences[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
 
 
 def padded(sequences: list[list[int]], network: Network, left: bool) -> tuple[torch.Tensor, torch.Tensor]:

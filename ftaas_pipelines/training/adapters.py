@@ -220,26 +220,25 @@ def _go_on(wrapped: "PeftModel", adapter: LoRA, folder: Path) -> None:
     own = wrapped.peft_config["default"].to_dict()
     for key, ours in (("r", "r"), ("lora_alpha", "alpha"), ("use_dora", "dora"), ("use_rslora", "rslora")):
         if before.get(key) != own[key]:
-            raise _other_shape("the adapter is of another shape", ours, f"{own[key]}, not {before.get(key)}")
+            raise _other_shape("is of another shape than", ours, f"{own[key]}, not {before.get(key)}")
     kept = {*(before.get("modules_to_save") or ())} - {*(own["modules_to_save"] or ())}
-    lost = [name for name, _ in wrapped.get_base_model().named_modules() if name.rpartition(".")[2] in kept]
+    names = [name for name, _ in wrapped.get_base_model().named_modules()]
+    lost = [name for name in names if any(f".{name}".endswith(f".{one}") for one in kept)]
     if lost:
-        raise _other_shape("the adapter does not keep the embeddings", "embeddings", lost[0])
+        raise _other_shape("does not keep the embeddings of", "embeddings", lost[0])
     stored = load_file(folder / "adapter_model.safetensors")
     mine = weights(wrapped)
     lora = {name: value for name, value in stored.items() if name in mine and value.shape == mine[name].shape}
     differ = [name for name in sorted({*stored} ^ {*mine}) if ".lora_" in name]
     differ += [name for name in mine if ".lora_" in name and name in stored and name not in lora]
     if differ:
-        raise _other_shape(
-            f"the adapter has other layers, {len(differ)} of them", "target_modules", differ[0]
-        )
+        raise _other_shape(f"has {len(differ)} other weights than", "target_modules", differ[0])
     set_peft_model_state_dict(wrapped, {**mine, **lora})
 
 
 def _other_shape(what: str, field: str, got: str) -> InputInvalid:
     return InputInvalid(
-        f"{what} than the one it goes on from" if "other" in what else f"{what} that it goes on from",
+        f"the adapter {what} the one it goes on from",
         f"recipes.adapter.{field}",
         got,
         "leave adapter out: it is taken over from the recipe in init_from",

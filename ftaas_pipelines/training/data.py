@@ -77,9 +77,7 @@ def load(materials: Materials, *, whole: bool = False) -> TrainingData:
         return templates.example(tokenizer, of_row(row), inputs.family, limit)
 
     limits = {"max_seq_tokens": _NO_LIMIT} if whole else {}
-    learnt, kept, cut = _fitted(
-        train, "train.parquet", example, inputs.training.model_copy(update=limits)
-    )
+    learnt, kept, cut = _fitted(train, "train.parquet", example, inputs.training.model_copy(update=limits))
     checked, _, _ = _fitted(validation, "validation.parquet", example, inputs.training)
     return TrainingData(
         dataset(learnt),

@@ -1,7 +1,7 @@
 """Sequence classification: a head that names one of a few labels, on the last token of the prompt.
 
-The prompt is what `inference.templates` shows before an answer, so the label takes an answer's place. The head
-of transformers' `…ForSequenceClassification` has no bias and reads the rightmost token that is no padding.
+The prompt is what `inference.templates` shows before an answer, so the label takes an answer's place. The
+head of transformers' `…ForSequenceClassification` has no bias and reads the last token that is no padding.
 """
 
 from collections import Counter

@@ -288,6 +288,18 @@ class Online:
 class Rewarded(Online):
     """The trainers whose answers are rewarded."""
 
+    ref_model: Any
+
+    def begin(self, generations: int) -> None:
+        """Say how many answers each prompt gets, and make the reference what the training starts from.
+
+        For an adapter TRL copies it. For a model that is trained whole it reads the base's folder again: so
+        it would miss an adapter that was merged in.
+        """
+        self.repeats = generations
+        if self.ref_model is not None:
+            self.accelerator.unwrap_model(self.ref_model).load_state_dict(self.model.state_dict())
+
     def prediction_step(
         self, model: Any, inputs: Any, prediction_loss_only: bool, ignore_keys: Any = None
     ) -> tuple[torch.Tensor, None, None]:

@@ -88,5 +88,5 @@ def trainer(
         processing_class=materials.tokenizer,
         callbacks=callbacks,
     )
-    made.repeats = method.generations
+    made.begin(method.generations)
     return made

@@ -105,7 +105,8 @@ class Settle(TrainerCallback):
             quote.check(self.quote, self.spending.costs.bounds)
         except Refused as refusal:
             if state.global_step < state.max_steps:
-                self._refused = refusal
+                saved = f"; a checkpoint of step {state.global_step} was saved"
+                self._refused = Refused([replace(p, what=p.what + saved) for p in refusal.problems])
                 control.should_save = control.should_training_stop = True
 
     def _settle(self, seconds: float, gib: float) -> None:
