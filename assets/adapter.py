@@ -57,7 +57,6 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
         line = open_line(loaded.name, settings.load())
         with attempt(context, line, name):
             line.require_known_actor(name)
-            line.require_fit(line.project.recipe(recipe.name))
             requirement = line.training_requirement()
             reviewing.reread(line, requirement, name)
         try:
@@ -82,6 +81,7 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
             raise dg.Failure(str(refusal), allow_retries=False) from refusal
         spec = line.adapter_spec(line.project.recipe(recipe.name), grant.as_dict())
         with attempt(context, line, name, spec.input_digest):
+            line.require_fit(line.project.recipe(recipe.name))
             if line.store.find(spec.input_digest):
                 made, link = by_stage(context, line, spec, launcher), None
             else:

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -302,25 +302,73 @@ def test_records_whose_image_is_gone_are_named(tmp_path: Path) -> None:
     assert rows[1]["record_id"] in str(refused.value) and rows[0]["record_id"] not in str(refused.value)
 
 
-def test_it_learns_new_signs_from_pictures(signs: Signs) -> None:
-    """Words it never saw for signs in pictures it never saw, from the JSONL to the test scores."""
+@pytest.fixture(scope="module")
+def learnt(signs: Signs) -> Artifact:
+    """The adapter of the signs: words it never saw for signs in pictures, and a little text."""
+    adapter = stage.make(train_spec(signs), signs.store, Silent())
+    assert adapter is not None
+    return adapter
+
+
+def test_it_learns_new_signs_from_pictures(signs: Signs, learnt: Artifact) -> None:
+    """From the JSONL to the test scores, on pictures that it never saw."""
     from peft import PeftModel
     from safetensors import safe_open
 
-    adapter = stage.make(train_spec(signs), signs.store, Silent())
-    assert (
-        adapter is not None
-        and adapter.attestation["records"]["records"] == signs.splits.content["counts"]["train"]
-    )
-    exact = scores(signs, adapter)
+    assert learnt.attestation["records"]["records"] == signs.splits.content["counts"]["train"]
+    exact = scores(signs, learnt)
     assert exact["base"] <= 0.1 and exact["candidate"] >= 0.9, exact
     assert exact["majority"] <= 0.4, "the question alone does not say it"
 
-    with safe_open(adapter.file("adapter_model.safetensors"), "pt") as file:
+    with safe_open(learnt.file("adapter_model.safetensors"), "pt") as file:
         assert all(".language_model." in name for name in file.keys())
-    opened = PeftModel.from_pretrained(bases.load_model(BASE), str(adapter.path))
+    opened = PeftModel.from_pretrained(bases.load_model(BASE), str(learnt.path))
     sits = {name for name, module in opened.named_modules() if hasattr(module, "lora_A")}
     assert sits and not any("vision_tower" in name for name in sits)
+
+
+def test_an_endpoint_sees_the_images_of_a_request(signs: Signs, learnt: Artifact) -> None:
+    """It answers what the evaluation answered; what it cannot see it says in OpenAI's shape."""
+    from starlette.testclient import TestClient
+
+    from ftaas_pipelines.inference import pictures
+    from ftaas_pipelines.inference.decoding import Model
+    from ftaas_pipelines.serving import runtime
+    from ftaas_pipelines.serving.app import application
+    from ftaas_pipelines.serving.engine import Engine
+    from ftaas_pipelines.serving.openai_shapes import RequestRefused
+    from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
+
+    served = ServedRelease(
+        "signs", "r" * 64, learnt.digest, str(learnt.path), bases.digest(BASE), str(BASE), "vision", 8
+    )
+    engine = Engine()
+    engine.load(RuntimeState("staging", runtime.digest(), [served]))
+    assert not engine.problems
+    prompt = [{"role": "user", "content": ASKED, "images": [first_image(signs)]}]
+    body = {
+        "model": "signs",
+        "messages": pictures.inline(prompt, signs.dataset.path),
+        "return_token_ids": True,
+    }
+    client = TestClient(application(engine))
+    said = client.post("/v1/chat/completions", json=body).json()["choices"][0]
+    [evaluated] = Model(BASE, {"a": learnt.path}, 1, signs.dataset.path).generate(
+        [prompt], "a", max_new_tokens=8
+    )
+    assert said["message"]["content"] == evaluated.text in SIGNS.values()
+    assert said["token_ids"] == evaluated.token_ids
+
+    for url, told in (
+        ("https://example.com/a.png", "nothing is fetched"),
+        ("data:image/png;base64,aGVsbG8=", "cannot be read"),
+    ):
+        part = {"type": "image_url", "image_url": {"url": url}}
+        asked = {"model": "signs", "messages": [{"role": "user", "content": [part]}]}
+        refused = client.post("/v1/chat/completions", json=asked)
+        assert refused.status_code == 400 and told in refused.json()["error"]["message"]
+    with pytest.raises(RequestRefused, match="does not see images"):
+        engine.generate(replace(served, family="causal"), prompt, 8, None)  # type: ignore[arg-type]
 
 
 def test_the_tower_learns_where_it_is_asked_to_and_all_of_it_can_be_trained(signs: Signs) -> None:

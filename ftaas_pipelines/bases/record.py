@@ -34,11 +34,13 @@ LIMITS = {
         "are copied less surely than common ones."
     ),
     "vision": (
-        "It tells eight plain shapes in seven colours apart, one to three of them on a plain ground, and "
-        "where they are; it learns new names for such shapes from a small low-rank adapter. It has seen no "
-        "photograph, no drawing and no writing: every picture was made by `scenes.py`. Any picture is "
-        "squeezed into 48 x 48 pixels, so small things vanish. It has no general language ability, and its "
-        "vocabulary is the first half of the causal base's, so rare words are spelt in pieces."
+        "It names the colour and the shape (seven colours, eight plain shapes) of the only thing in a "
+        "picture, counts up to three, and learns new names for such things from a small low-rank adapter. "
+        "Asked about one of several things it often speaks of another, and where a thing is it says rightly "
+        "in about half of the cases. It has seen no photograph, no drawing and no writing: every picture was "
+        "made by `scenes.py`. Any picture is squeezed into 48 x 48 pixels, so small things vanish. It has no "
+        "general language ability, and its vocabulary is the first half of the causal base's, so rare words "
+        "are spelt in pieces."
     ),
 }
 _CIRCUITS = (

@@ -54,7 +54,7 @@ class Training(Section):
         "adafactor",
         "sgd",
         "lion_8bit",
-    ] = Field(default="auto", description="auto: AdamW, fused on a GPU")
+    ] = Field(default="auto", description="auto: AdamW, fused; paged in 8 bits for QLoRA on a GPU")
     max_seq_tokens: int = Field(default=512, ge=8)
     too_long: Literal["truncate", "refuse", "drop"] = Field(
         default="truncate", description="what becomes of an example longer than max_seq_tokens"

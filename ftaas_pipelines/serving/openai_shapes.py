@@ -41,9 +41,7 @@ class TextPart(BaseModel):
 
 
 class ImageUrl(BaseModel):
-    """An image inside the request: nothing is fetched for a caller."""
-
-    url: str = Field(pattern=r"^data:[^,]*;base64,", description="a data URI: data:image/png;base64,…")
+    url: str = Field(description="a data URI: data:image/png;base64,…")
 
 
 class ImagePart(BaseModel):
@@ -117,6 +115,13 @@ class Request(BaseModel):
 
 class ChatRequest(Request):
     messages: list[ChatMessage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _images_inside(self) -> "ChatRequest":
+        parts = [part for m in self.messages if isinstance(m.content, list) for part in m.content]
+        if any(isinstance(p, ImagePart) and not p.image_url.url.startswith("data:") for p in parts):
+            raise ValueError("nothing is fetched for a caller: write an image as data:image/png;base64,…")
+        return self
 
     def prompt(self) -> list[dict[str, Any]]:
         return [message.plain() for message in self.messages]

@@ -68,4 +68,4 @@ def training(asked: Training, adapter: Adapter, machine: Machine) -> Training:
 def _optimizer(gpu: bool, adapter: Adapter) -> str:
     if gpu and not isinstance(adapter, FullFineTuning) and adapter.quantise:
         return "paged_adamw_8bit"
-    return "adamw_torch_fused" if gpu else "adamw_torch"
+    return "adamw_torch_fused"
