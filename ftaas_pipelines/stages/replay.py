@@ -181,7 +181,7 @@ def _loss_difference(first: Artifact, again: Artifact) -> float:
 
 
 def _weights_difference(first: Artifact, again: Artifact) -> float:
-    """Norm of the difference over the norm, of all weights together; infinite where names or shapes differ."""
+    """Norm of the difference over the norm, of all weights; infinite where names or shapes differ."""
     from safetensors.numpy import load_file
 
     total = apart = 0.0
