@@ -14,6 +14,7 @@ from test_training import T5, Heard, base, chat, materials, record, stop_after_c
 from assets.data_line import NotMade
 from assets.line import open_line
 from ftaas_pipelines import settings
+from ftaas_pipelines.cli.train import changed_recipe
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import bases, templates
 from ftaas_pipelines.inference.decoding import Model
@@ -211,13 +212,17 @@ def test_pairs_that_differ_only_behind_the_limit_teach_nothing_and_are_named(tmp
 # -- what they are measured against ----------------------------------------------------------------
 
 
+def lengths(answers: Sequence[str]) -> list[int]:
+    """Tokens of each answer, with its end token."""
+    tokenizer = bases.load_tokenizer(base())
+    return [len(tokenizer(answer)["input_ids"]) + 1 for answer in answers]
+
+
 def said(found: Sequence[Case], answers: Sequence[str], folder: Path | None) -> list[float]:
     """Log-probability of each answer, its end token included, by the base with an adapter."""
     model = Model(base(), {"a": folder} if folder else None, threads=1)
-    tokenizer = bases.load_tokenizer(base())
-    counts = [len(tokenizer(answer)["input_ids"]) + 1 for answer in answers]
     mean = model.loss([chat(asked) for asked, _, _ in found], answers, "a" if folder else None)
-    return [-loss * count for loss, count in zip(mean, counts, strict=True)]
+    return [-loss * count for loss, count in zip(mean, lengths(answers), strict=True)]
 
 
 def mean_ratio(found: Sequence[Case], column: int, after: Path, before: Path | None) -> float:
@@ -333,13 +338,15 @@ def test_after_sft_everybody_is_answered_in_the_style_they_like(
 
 @pytest.mark.slow
 def test_orpo_teaches_answers_and_their_preference_at_once(tmp_path: Path) -> None:
-    held, heard = cases(64, 99), Heard()
+    held, checked, heard = cases(64, 99), cases(32, 2), Heard()
     asked = recipe("orpo", max_steps=120, learning_rate=4e-3, eval_steps=60)
-    after = made(spec_of(tmp_path, asked, preferences(cases(600, 1)), preferences(cases(32, 2))), heard)
+    after = made(spec_of(tmp_path, asked, preferences(cases(600, 1)), preferences(checked)), heard)
     assert 0.3 <= preferred(held, None) <= 0.7 and preferred(held, after.path) >= 0.95
     assert liked_share(held, after.path) >= 0.9
-    odds = losses(heard, "eval_log_odds_ratio")
-    assert odds[-1] > 2 and losses(heard, "eval_answer_loss")[-1] < 0.2
+    assert losses(heard, "eval_log_odds_ratio")[-1] > 2
+    answers = [case[1] for case in checked]
+    mean = -sum(said(checked, answers, after.path)) / sum(lengths(answers))
+    assert losses(heard, "eval_answer_loss")[-1] == pytest.approx(mean, abs=1e-3), "of answers alone"
 
 
 # -- reward models ---------------------------------------------------------------------------------
@@ -429,8 +436,8 @@ def test_a_project_chains_sft_and_dpo_and_its_reward_model_is_no_candidate(
     line = open_line("chain", settings.load())
     with pytest.raises(NotMade, match="adapter_sft"):
         line.adapter_spec(line.project.recipe("dpo"), experiment=True)
-    tried = made(line.adapter_spec(line.project.recipe("sft"), experiment=True))
-    assert line.adapter_spec(line.project.recipe("dpo"), experiment=True).inputs["init_from"] == tried.digest
+    first = made(line.adapter_spec(line.project.recipe("sft"), experiment=True))
+    assert line.adapter_spec(line.project.recipe("dpo"), experiment=True).inputs["init_from"] == first.digest
     with pytest.raises(NotMade, match="adapter_sft"):  # what is governed stands on no experiment
         line.adapter_spec(line.project.recipe("dpo"))
 
@@ -444,8 +451,6 @@ def test_a_project_chains_sft_and_dpo_and_its_reward_model_is_no_candidate(
     assert model.loss([chat("Hot?")], ["No."], "sft") != model.loss([chat("Hot?")], ["No."], "dpo")
     states = {one["name"]: one["state"] for one in ftaas("status", "chain", "--json").json["assets"]}
     assert {"adapter_sft", "adapter_dpo", "adapter_judge", "candidate"} <= set(states)
-    tried = ftaas("train", "chain", "--recipe", "dpo", "--set", "training.learning_rate=1e-3", "--json")
-    assert tried.code == 0, tried.stdout + tried.stderr
-    again = line.store.get(tried.json["adapter"])
-    assert again.content["init_from"] == artifacts["sft"].digest and again.content["experiment"] is True
-    assert again.attestation["spec"]["inputs"]["adapter"]["r"] == 4
+    tried = changed_recipe(line.project.recipe("dpo"), ["training.learning_rate=1e-3"])
+    inputs = line.adapter_spec(tried, experiment=True).inputs
+    assert inputs["init_from"] == artifacts["sft"].digest and inputs["adapter"]["r"] == 4

@@ -49,7 +49,7 @@ def test_a_t5_learns_orders_it_never_saw(adapter: dict[str, Any], tmp_path: Path
 
     assert exact(None) == 0.0
     assert exact("a") > 0.9
-    assert losses(heard, "eval_loss")[-1] < 0.2 * losses(heard, "eval_loss")[0]
+    assert losses(heard, "eval_loss")[-1] < 0.02
 
 
 def test_label_smoothing_spreads_a_share_of_the_target_over_the_vocabulary(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def signs(tmp_path_factory: pytest.TempPathFactory) -> Signs:
 
 
 def train_spec(signs: Signs, root: Path | None = None, **recipe: Any) -> Spec:
-    training = {"max_steps": 48, "batch_size": 16, "learning_rate": 5e-3, "seed": 3, "max_seq_tokens": 128}
+    training = {"max_steps": 36, "batch_size": 16, "learning_rate": 5e-3, "seed": 3, "max_seq_tokens": 128}
     asked = {"method": "vision", **recipe, "training": {**training, **recipe.get("training", {})}}
     how = resolve(
         Recipe.model_validate({"name": "signs", **asked}),
@@ -320,6 +320,9 @@ def test_it_learns_new_signs_from_pictures(signs: Signs, learnt: Artifact) -> No
     assert exact["base"] <= 0.1 and exact["candidate"] >= 0.9, exact
     assert exact["majority"] <= 0.4, "the question alone does not say it"
 
+    said = [json.loads(line) for line in learnt.file("beside/samples.jsonl").read_text("utf-8").splitlines()]
+    assert said[-1]["answer"] == said[-1]["reference"], "a sample sees its picture, too"
+
     with safe_open(learnt.file("adapter_model.safetensors"), "pt") as file:
         assert all(".language_model." in name for name in file.keys())
     opened = PeftModel.from_pretrained(bases.load_model(BASE), str(learnt.path))
@@ -371,6 +374,7 @@ def test_an_endpoint_sees_the_images_of_a_request(signs: Signs, learnt: Artifact
         engine.generate(replace(served, family="causal"), prompt, 8, None)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_the_tower_learns_where_it_is_asked_to_and_all_of_it_can_be_trained(signs: Signs) -> None:
     from safetensors import safe_open
 
