@@ -7,7 +7,8 @@ those it knows: it is first told, patch by patch, what it looks at and where, an
 
 # ruff: noqa: TID253 (training code: only make.py loads it, inside a function)
 # The types of transformers are unions that no call can satisfy.
-# pyright: reportArgumentType=false, reportCallIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportPrivateUsage=false
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false
 
 from __future__ import annotations
 
