@@ -48,6 +48,7 @@ slow: setup
 
 benchmarks: setup
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.commands
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.privacy

@@ -81,10 +81,10 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
             raise dg.Failure(str(refusal), allow_retries=False) from refusal
         spec = line.adapter_spec(line.project.recipe(recipe.name), grant.as_dict())
         with attempt(context, line, name, spec.input_digest):
-            line.require_fit(line.project.recipe(recipe.name))
             if line.store.find(spec.input_digest):
                 made, link = by_stage(context, line, spec, launcher), None
             else:
+                line.require_fit(line.project.recipe(recipe.name))
                 with (
                     _machine(context, line, recipe),
                     tracked_run(tracking, line, spec, context.run_id) as run,

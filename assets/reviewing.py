@@ -20,7 +20,6 @@ from ftaas_pipelines.review.rows.row_review import RowReview
 from ftaas_pipelines.review.sign_offs import requests, sign_off_rounds
 from ftaas_pipelines.store import digest_of
 from resources import label_studio
-from resources.label_studio.api import LabelStudioError
 
 ROWS: tuple[Kind, ...] = ("rows", "preference", "adjudication")
 Marks = dict[str, str]
@@ -57,6 +56,10 @@ def put_before_people(line: Line, labelling: Labelling | None) -> None:
     """
     if labelling is None:
         return
+    from resources.label_studio.api import (
+        LabelStudioError,  # `tool` comes before: loaded only where there is one
+    )
+
     rounds = round_log.states(line.ledger, line.project.name, sign_off_rounds.SIGN_OFFS)
     there = {r.about["request"] for r in rounds if (r.state, r.opened.server) == ("open", labelling.server)}
     problems: list[Problem] = []

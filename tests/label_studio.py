@@ -167,7 +167,7 @@ class Studio:
     def _keep_passwords(self, home: Path) -> None:
         # Each test has a home of its own, the accounts are the session's: each home knows them as its own.
         passwords = {email: _password(email) for email in (*PEOPLE, *self._users)}
-        private.write(people.passwords_file(home), {self.name: passwords})
+        private.write(private.passwords_file(home), {self.name: passwords})
 
     def user(self, email: str) -> Person:
         """The person with this e-mail; their account is made where there is none."""

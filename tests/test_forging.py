@@ -20,7 +20,8 @@ from ftaas_pipelines.review.rounds import Opened
 from ftaas_pipelines.review.sign_offs import requests, sign_off_rounds
 from ftaas_pipelines.review.sign_offs.sign_off_answers import Collected
 from ftaas_pipelines.store import Store, digest_of
-from resources.label_studio import LabelStudio, connect
+from resources.label_studio import connect
+from resources.label_studio.client import LabelStudio
 
 SAM, RITA, ALEX = "sam.expert@example.com", "rita.responsible@example.com", "alex.approver@example.com"
 YES: dict[str, str | list[str]] = {

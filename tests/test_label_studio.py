@@ -28,8 +28,8 @@ from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.review.rounds import Answer, Opened, Round, Task
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import digest_of
-from resources.label_studio import LabelStudio, connect, installation, people, private, server
-from resources.label_studio.client import TITLE
+from resources.label_studio import connect, installation, people, private, server
+from resources.label_studio.client import TITLE, LabelStudio
 
 SAM, SARA, RITA = "sam.expert@example.com", "sara.expert@example.com", "rita.responsible@example.com"
 FORM = """<View>
@@ -233,7 +233,7 @@ def test_accounts_are_made_once_and_pinned_by_number(
     new = f"nora.{uuid.uuid4().hex[:6]}@example.com"
     for _ in range(2):
         assert people.provision(tool.api, ledger, [new.upper(), SAM], home) == []
-    kept = people.passwords_file(home)
+    kept = private.passwords_file(home)
     assert stat.S_IMODE(kept.stat().st_mode) == 0o600
     password = private.read(kept)[tool.server][new]
     nora = Person(label_studio, new, password)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from preparing import Silent, accounted_for
+from test_training import materials
 
 from assets.line import open_line
 from ftaas_pipelines import settings
@@ -216,5 +217,5 @@ def test_training_refuses_tool_calls_that_no_template_shows() -> None:
     _, splits = made("toolcalls")
     base = bases.resolve("embedded/tiny-causal", "main", Path())
     with pytest.raises(InputInvalid, match="method sft cannot learn from .* tools") as refused:
-        training_data.load(splits.path, bases.load_tokenizer(base), "causal", 512)
+        training_data.load(materials(splits.path, base))
     assert refused.value.exit_code == 2 and "train.parquet" in str(refused.value)

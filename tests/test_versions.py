@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_training import materials
 
 from ftaas_pipelines.data import tables
 from ftaas_pipelines.data.versions import view
@@ -401,9 +402,7 @@ def test_rows_rendered_as_training_reads_them(
     rows = [row("Say é.", "It is é, fine."), row("Say more of it.", "word " * 40), *many(4)]
     splits = make_splits(store, make_dataset(store, rows), rows)
     shown = ftaas("data", "rows", splits.digest, "--rendered", "lora", "--json").json
-    folder = bases.resolve(base, "main", Path())
-    tokenizer, family = bases.load_tokenizer(folder), bases.family(folder)
-    trained = data.load(splits.path, tokenizer, family, 24).train
+    trained = data.load(materials(splits.path, bases.resolve(base, "main", Path()), 24)).train
     assert [(r["ids"], r["labels"]) for r in shown["rows"]] == [
         (e["input_ids"], e["labels"]) for e in trained
     ]

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import psutil
 import typer
 
@@ -23,7 +22,7 @@ from ftaas_pipelines.projects.policy import load as load_policy
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from resources import label_studio
-from resources.label_studio import people
+from resources.label_studio import private
 from resources.label_studio.server import Server, running
 from resources.ports import require_free
 
@@ -69,7 +68,7 @@ def dev(
         (settings.home / "dev.json").write_text(json.dumps(note), encoding="utf-8")
         document: dict[str, Any] = {"addresses": _addresses(settings), "stop": "Ctrl-C"}
         if ours:
-            document["log_ins"] = str(people.passwords_file(settings.home))
+            document["log_ins"] = str(private.passwords_file(settings.home))
         output.emit(as_json, document, lambda screen: _show(screen, settings))
         while all(child.poll() is None for child in children.values()):
             time.sleep(0.5)
@@ -89,6 +88,8 @@ def dev(
 
 def _accounts(settings: Settings) -> None:
     """Accounts for the people of the projects; whoever cannot have one is named, and the rest goes on."""
+    from resources.label_studio import people
+
     tool = label_studio.connect(settings, open_ledger(settings, policy_version(load_policy(settings.policy))))
     assert tool is not None
     projects, _ = catalog.load_all(settings.projects, settings.policy)
@@ -173,6 +174,8 @@ def _wait(settings: Settings, children: dict[str, Any]) -> None:
 
 
 def _answers(url: str) -> bool:
+    import httpx
+
     try:
         return httpx.get(url, timeout=2).is_success
     except httpx.HTTPError:
@@ -194,7 +197,7 @@ def _addresses(settings: Settings) -> dict[str, str]:
 def _show(screen: Any, settings: Settings) -> None:
     screen.print(output.facts(_addresses(settings).items()))
     if running(settings.home):
-        screen.print(f"log-ins of Label Studio: {people.passwords_file(settings.home)}; no other needs one")
+        screen.print(f"log-ins of Label Studio: {private.passwords_file(settings.home)}; no other needs one")
     else:
         screen.print("no log-in is needed on this machine")
     screen.print("Ctrl-C stops all of it")

@@ -11,7 +11,7 @@ SPLITS_CONTRACT = 2
 
 
 class Inputs(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class SourceInput(Inputs):

@@ -11,20 +11,18 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError
+from typing import TYPE_CHECKING, Any
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.governance import chain, signing
-from ftaas_pipelines.governance import ledger_schema as schema
 from ftaas_pipelines.governance.chain import Verification
 from ftaas_pipelines.governance.entry import FORMAT, GENESIS, LOSS, Entry, New, Row
 from ftaas_pipelines.governance.heads import Head, Heads, Kept, look, make
-from ftaas_pipelines.governance.ledger_schema import ENTRIES
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import canonical, now
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 __all__ = ["GENESIS", "Entry", "Ledger", "New", "Verification", "open_ledger"]
 
@@ -50,10 +48,14 @@ class Ledger:
     """
 
     def __init__(self, url: str, home: Path, policy: str = "", heads: str = ""):
+        # SQLAlchemy is a quarter of a command's start: whoever opens no ledger does not load it.
+        from ftaas_pipelines.governance import ledger_schema as schema
+
+        self._schema = schema
         self.url, self.home, self.policy = url, home, policy
         self._engine = schema.connect(url)
         self._writer = self._engine.execution_options(writes=True)
-        self._where = sa.make_url(url).render_as_string(hide_password=True)
+        self._where = schema.without_password(url)
         # The first is the one that must know the end; home knows what was written from here.
         self.places = [Heads(heads)] if heads else []
         self.places.append(Heads(home / "ledger_heads"))
@@ -65,7 +67,7 @@ class Ledger:
             schema.check_format(spoken, self._where)
             if spoken < FORMAT:
                 self._bring_up()
-        except (OSError, DBAPIError) as error:
+        except (OSError, schema.DBAPIError) as error:
             raise InputInvalid(
                 "the ledger cannot be written",
                 str(home) if url.startswith("sqlite") else self._where,
@@ -82,8 +84,8 @@ class Ledger:
             known = json.loads(old.read_text("utf-8"))
             self.places[-1].write(make(1, known["seq"], known["hash"], self.home))
         with self._writer.begin() as connection:
-            schema.lock(connection)
-            schema.bring_up(connection)
+            self._schema.lock(connection)
+            self._schema.bring_up(connection)
         old.unlink(missing_ok=True)
 
     # -- writing -------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ class Ledger:
             return self.add(connection, last, new)
 
     @contextlib.contextmanager
-    def writing(self, restores: bool = False) -> Iterator[tuple[sa.Connection, Entry | None]]:
+    def writing(self, restores: bool = False) -> Iterator[tuple["Connection", Entry | None]]:
         """One transaction that alone may append; yields the newest entry; exports the head after it.
 
         Args:
@@ -116,7 +118,7 @@ class Ledger:
         """
         known = None if self._continues or restores else [look(place, newest=True) for place in self.places]
         with self._database(writes=True) as connection:
-            schema.lock(connection)
+            self._schema.lock(connection)
             last = self._last(connection)
             if known is not None:
                 self._check_continues(connection, last, known)
@@ -126,7 +128,7 @@ class Ledger:
         if newest and newest != last:
             self._export(make(era, newest.seq, newest.hash, self.home))
 
-    def add(self, connection: sa.Connection, last: Entry | None, new: Sequence[New]) -> list[Entry]:
+    def add(self, connection: "Connection", last: Entry | None, new: Sequence[New]) -> list[Entry]:
         """Chain, sign and insert entries after `last`, within `writing`."""
         made: list[Entry] = []
         for one in new:
@@ -151,7 +153,7 @@ class Ledger:
             hash_ = last.computed_hash()
             last = replace(last, hash=hash_, signature=signing.sign(self.home, hash_.encode()))
             made.append(last)
-        connection.execute(ENTRIES.insert(), [entry.row._asdict() for entry in made])
+        self._schema.insert(connection, [entry.row for entry in made])
         return made
 
     def export_head(self) -> Head | None:
@@ -173,14 +175,12 @@ class Ledger:
                 said = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
                 _log.warning("the head of entry %d could not be kept in %s: %s", head.seq, place.place, said)
 
-    def _check_continues(self, connection: sa.Connection, last: Entry | None, known: Iterable[Kept]) -> None:
+    def _check_continues(self, connection: "Connection", last: Entry | None, known: Iterable[Kept]) -> None:
         """Refuse to write on a ledger that was cut, replaced or signed by another key."""
         count, era = last.seq if last else 0, self._era(connection)
         if last:
-            first = Entry.of(
-                Row(*connection.execute(sa.select(ENTRIES).order_by(ENTRIES.c.seq).limit(1)).one())
-            )
-            if not self.is_authentic(first):
+            first = next(self._schema.rows(connection))
+            if not self.is_authentic(Entry.of(first)):
                 raise FtaasError(
                     "the ledger was signed with another key",
                     str(self.home / "keys"),
@@ -190,8 +190,8 @@ class Ledger:
             mark = next((m for m in place.marks if m.era >= era), None)
             if mark is None:
                 continue
-            there = connection.execute(sa.select(ENTRIES.c.hash).where(ENTRIES.c.seq == mark.seq)).scalar()
-            if there is None or not str(there).startswith(mark.start):
+            there = self._schema.hash_at(connection, mark.seq)
+            if there is None or not there.startswith(mark.start):
                 raise FtaasError(
                     f"the ledger ends at entry {count} and does not continue entry {mark.seq}, "
                     "whose head is kept",
@@ -219,38 +219,31 @@ class Ledger:
                 something reads so.
             limit: only the newest so many.
         """
-        query = sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(limit)
         kinds = [kind] if isinstance(kind, str) else kind
-        if kinds is not None:
-            query = query.where(ENTRIES.c.kind.in_(kinds))
-        for column, value in ((ENTRIES.c.project, project), (ENTRIES.c.subject, subject)):
-            if value is not None:
-                query = query.where(column == value)
-        if as_of:
-            query = query.where(ENTRIES.c.at <= as_of + "~")
         with self._database() as connection:
-            found = [Entry.of(Row(*row)) for row in connection.execute(query)]
+            newest = self._schema.newest(
+                connection, limit, kinds=kinds, project=project, subject=subject, as_of=as_of
+            )
+            found = [Entry.of(row) for row in newest]
         return [e for e in reversed(found) if not authentic or self.is_authentic(e)]
 
     def entry(self, entry_hash: str) -> Entry | None:
         """The entry with this hash, or None."""
         with self._database() as connection:
-            row = connection.execute(sa.select(ENTRIES).where(ENTRIES.c.hash == entry_hash)).first()
-        return Entry.of(Row(*row)) if row else None
+            row = self._schema.by_hash(connection, entry_hash)
+        return Entry.of(row) if row else None
 
     @property
     def head(self) -> str:
         """Hash of the newest entry."""
         with self._database() as connection:
-            newest = connection.execute(sa.select(ENTRIES.c.hash).order_by(ENTRIES.c.seq.desc()).limit(1))
-            return newest.scalar() or GENESIS
+            newest = self._last(connection)
+        return newest.hash if newest else GENESIS
 
     def rows(self) -> Iterator[Row]:
         """Every entry as the database holds it, in order, of one moment; not all in memory at once."""
         with self._database() as connection:
-            query = sa.select(ENTRIES).order_by(ENTRIES.c.seq).execution_options(yield_per=1000)
-            for row in connection.execute(query):
-                yield Row(*row)
+            yield from self._schema.rows(connection)
 
     def is_authentic(self, entry: Entry) -> bool:
         """Whether this installation wrote the entry, unchanged: what the gates rely on."""
@@ -290,14 +283,14 @@ class Ledger:
     def _damage(self) -> dict[str, Any] | None:
         try:
             with self._database() as connection:
-                return schema.damage(connection)
+                return self._schema.damage(connection)
         except FtaasError as error:
             return {"seq": 1, "why": f"the database cannot be checked: {error.problems[0].got}"}
 
     def _warnings(self, reading: chain.Reading) -> list[str]:
         found: list[str] = []
         with contextlib.suppress(FtaasError), self._database() as connection:
-            missing = schema.guards_missing(connection)
+            missing = self._schema.guards_missing(connection)
             if missing:
                 found.append(f"the database no longer refuses changes: {', '.join(missing)} is gone or off")
         with contextlib.suppress(Exception):  # out of reach: said already
@@ -310,23 +303,22 @@ class Ledger:
     # -- plumbing ------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _database(self, writes: bool = False) -> Iterator[sa.Connection]:
+    def _database(self, writes: bool = False) -> Iterator["Connection"]:
         try:
             with (self._writer if writes else self._engine).begin() as connection:
                 yield connection
-        except DBAPIError as error:
+        except self._schema.DBAPIError as error:
             do = "check that the database runs and that its role may read and append"
-            said = schema.database_error(error)
+            said = self._schema.database_error(error)
             raise FtaasError("the ledger's database does not do it", self._where, said, do) from error
 
-    def _last(self, connection: sa.Connection) -> Entry | None:
-        row = connection.execute(sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(1)).first()
-        return Entry.of(Row(*row)) if row else None
+    def _last(self, connection: "Connection") -> Entry | None:
+        row = next(iter(self._schema.newest(connection, 1)), None)
+        return Entry.of(row) if row else None
 
-    def _era(self, connection: sa.Connection) -> int:
-        given_up = sa.select(ENTRIES.c.body).where(ENTRIES.c.kind == LOSS)
-        body = connection.execute(given_up.order_by(ENTRIES.c.seq.desc()).limit(1)).scalar()
-        return int(json.loads(body).get("era", 1)) if body else 1
+    def _era(self, connection: "Connection") -> int:
+        given_up = next(iter(self._schema.newest(connection, 1, kinds=[LOSS])), None)
+        return int(json.loads(given_up.body).get("era", 1)) if given_up else 1
 
 
 def open_ledger(settings: Settings, policy: str = "") -> Ledger:

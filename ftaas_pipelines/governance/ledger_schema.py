@@ -1,4 +1,4 @@
-"""The ledger's tables in SQLite and PostgreSQL: made, brought up to date, and guarded by triggers.
+"""The ledger's tables in SQLite and PostgreSQL: made, brought up to date, guarded by triggers, and read.
 
 The database itself refuses to change, remove, replace or skip an entry. Whoever owns the tables could
 drop the triggers; that shows in `verify`, and `grants()` is for a role that cannot.
@@ -7,16 +7,19 @@ drop the triggers; that shows in `verify`, and `grants()` is for a role that can
 import contextlib
 import os
 import re
+import sqlite3
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy import event
-from sqlalchemy.dialects import postgresql
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.governance.entry import FORMAT, GENESIS
+from ftaas_pipelines.governance.entry import FORMAT, GENESIS, Row
+
+__all__ = ["ENTRIES", "DBAPIError"]
 
 _METADATA = sa.MetaData()
 # Times are compared as text, byte by byte: not in the order of some language.
@@ -96,6 +99,11 @@ def connect(url: str) -> sa.Engine:
     )
 
 
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    return sa.make_url(url).render_as_string(hide_password=True)
+
+
 def _sqlite(url: str) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": 60})
     # SQLAlchemy's default lets SQLite begin lazily; the chain needs the write lock first.
@@ -114,7 +122,10 @@ def _postgresql(url: str, _: int) -> sa.Engine:
 
 def _sqlite_connected(connection: Any, _: Any) -> None:
     connection.isolation_level = None
-    connection.execute("PRAGMA journal_mode=WAL")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+    except UnicodeDecodeError:  # what is wrong with the schema, in the words of a damaged byte (CPython 3.11)
+        raise sqlite3.DatabaseError("malformed database schema") from None
     # A damaged byte must be found by `verify`, not end it.
     connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
 
@@ -206,8 +217,54 @@ def damage(connection: sa.Connection) -> dict[str, Any] | None:
     return {"seq": int(row[1]) if row else 1, "why": f"the database file is damaged: {said}"}
 
 
+def insert(connection: sa.Connection, rows: Sequence[Row]) -> None:
+    """Add entries; the triggers refuse what does not continue the chain."""
+    connection.execute(ENTRIES.insert(), [row._asdict() for row in rows])
+
+
+def rows(connection: sa.Connection) -> Iterator[Row]:
+    """Every entry in order; not all in memory at once."""
+    query = sa.select(ENTRIES).order_by(ENTRIES.c.seq).execution_options(yield_per=1000)
+    for row in connection.execute(query):
+        yield Row(*row)
+
+
+def newest(
+    connection: sa.Connection,
+    limit: int | None,
+    *,
+    kinds: Sequence[str] | None = None,
+    project: str | None = None,
+    subject: str | None = None,
+    as_of: str | None = None,
+) -> list[Row]:
+    """The newest entries, newest first, narrowed as `Ledger.entries`."""
+    query = sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(limit)
+    if kinds is not None:
+        query = query.where(ENTRIES.c.kind.in_(kinds))
+    for column, value in ((ENTRIES.c.project, project), (ENTRIES.c.subject, subject)):
+        if value is not None:
+            query = query.where(column == value)
+    if as_of:
+        query = query.where(ENTRIES.c.at <= as_of + "~")
+    return [Row(*row) for row in connection.execute(query)]
+
+
+def by_hash(connection: sa.Connection, entry_hash: str) -> Row | None:
+    """The entry with this hash."""
+    row = connection.execute(sa.select(ENTRIES).where(ENTRIES.c.hash == entry_hash)).first()
+    return Row(*row) if row else None
+
+
+def hash_at(connection: sa.Connection, seq: int) -> str | None:
+    """The hash of entry number `seq`."""
+    return connection.execute(sa.select(ENTRIES.c.hash).where(ENTRIES.c.seq == seq)).scalar()
+
+
 def grants(role: str) -> list[str]:
     """SQL for a PostgreSQL role that can read and append and nothing else; run by the tables' owner."""
+    from sqlalchemy.dialects import postgresql
+
     name = postgresql.dialect().identifier_preparer.quote_identifier(role)
     return [
         f"REVOKE ALL ON ledger, ledger_format FROM PUBLIC, {name};",

@@ -8,8 +8,6 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.serving import responses, supervisor_process
 from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Wanted
@@ -249,6 +247,8 @@ def ask(
         InputInvalid: the project is not deployed there.
         FtaasError: it does not answer.
     """
+    import httpx
+
     target = deployment(settings, environment, project)
     messages = [{"role": "system", "content": system}] if system else []
     asked = [{"role": "user", "content": question}] if isinstance(question, str) else question

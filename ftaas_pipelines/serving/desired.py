@@ -29,7 +29,7 @@ class ReleaseToServe(BaseModel):
     `bento_path` is the folder that `bentoml serve` takes.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     project: str
     release: str

@@ -23,7 +23,7 @@ class Run(BaseModel):
     whose machines train it; `terms` are what its machine costs and draws, `budget` what may be spent.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     home: Path
     store: Path
@@ -53,7 +53,7 @@ class Run(BaseModel):
 class Spec(BaseModel):
     """`asset` says what is made: dataset, splits, adapter_<recipe>, candidate, evaluation or bento."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
     stage: Stage
     project: str

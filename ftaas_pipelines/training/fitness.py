@@ -29,7 +29,7 @@ from ftaas_pipelines.training.data_facts import DataFacts
 _FAMILIES = {
     "causal": ("a causal base", "embedded/tiny-causal"),
     "seq2seq": ("an encoder-decoder base (T5)", "embedded/tiny-t5"),
-    "vision": ("a vision-language base", "Qwen/Qwen2.5-VL-7B-Instruct"),
+    "vision": ("a vision-language base", "embedded/tiny-vision"),
 }
 _SUPERVISED = {"causal": "sft", "seq2seq": "seq2seq", "vision": "vision"}
 _LEAST_PER_LABEL = 2

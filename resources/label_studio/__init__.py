@@ -4,16 +4,20 @@
 what it says is decided in `ftaas_pipelines.review`.
 """
 
+from typing import TYPE_CHECKING
+
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import Ledger
 from ftaas_pipelines.settings import Settings
 from resources.label_studio import server
-from resources.label_studio.client import LabelStudio
 
-__all__ = ["LabelStudio", "connect"]
+if TYPE_CHECKING:
+    from resources.label_studio.client import LabelStudio
+
+__all__ = ["connect"]
 
 
-def connect(settings: Settings, ledger: Ledger) -> LabelStudio | None:
+def connect(settings: Settings, ledger: Ledger) -> "LabelStudio | None":
     """The Label Studio of these settings; None where reviews stay in the local inbox.
 
     Nothing is asked of the server yet: what it says first may be that it is down.
@@ -39,4 +43,6 @@ def connect(settings: Settings, ledger: Ledger) -> LabelStudio | None:
     database = settings.label_studio_database
     if not database and note and note.url == url:
         database = server.sqlite_url(settings.home)
+    from resources.label_studio.client import LabelStudio  # most commands connect to none
+
     return LabelStudio(url, token, home=settings.home, ledger=ledger, database=database)

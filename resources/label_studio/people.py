@@ -26,11 +26,6 @@ PINNED = "person_pinned"
 _ADOPT = "if it is theirs, `ftaas review people --adopt EMAIL`; else have it deleted there"
 
 
-def passwords_file(home: Path) -> Path:
-    """First passwords of the accounts that we made, by server and e-mail; only we may read it."""
-    return home / "label_studio" / "people.json"
-
-
 def pins(ledger: Ledger, server: str) -> dict[str, str]:
     """E-mail to account id, as last pinned on a server."""
     found = ledger.entries(PINNED, authentic=True)
@@ -151,7 +146,7 @@ def _still_theirs(email: str, user: str, accounts: Mapping[str, str]) -> None:
 
 def _own_account(api: Api, email: str, home: Path, *, known: bool) -> str:
     """The id of the account that we made for this person, now or before a crash."""
-    path = passwords_file(home)
+    path = private.passwords_file(home)
     kept = private.read(path)
     password = kept.get(api.server, {}).get(email)
     if known:

@@ -9,6 +9,11 @@ from typing import Any
 from ftaas_pipelines.errors import InputInvalid
 
 
+def passwords_file(home: Path) -> Path:
+    """First passwords of the accounts that we made, by server and e-mail."""
+    return home / "label_studio" / "people.json"
+
+
 def read(path: Path) -> dict[str, Any]:
     """What the file holds; nothing when it is not there.
 

@@ -14,10 +14,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import httpx
 import psutil
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.settings import Settings
@@ -126,6 +123,8 @@ class Server:
                 told = now
                 say(f"waiting for Label Studio ({now - began:.0f} s; the first start sets up its database)")
             time.sleep(0.3)
+        import httpx  # not on the way of a command that asks only where the server is
+
         token = {"Authorization": f"Token {self.token}"}
         known = httpx.get(f"{self.url}/api/current-user/whoami", headers=token, timeout=30)
         if not known.is_success or self.child.poll() is not None:
@@ -198,6 +197,9 @@ def _own_secrets(path: Path) -> dict[str, str]:
 def _database(url: str) -> dict[str, str]:
     if not url:
         return {"DJANGO_DB": "sqlite"}
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
     try:
         parts = make_url(url)
     except ArgumentError:
@@ -219,6 +221,8 @@ def _database(url: str) -> dict[str, str]:
 
 
 def _healthy(url: str) -> bool:
+    import httpx
+
     try:
         return httpx.get(f"{url}/health", timeout=5).is_success
     except httpx.HTTPError:

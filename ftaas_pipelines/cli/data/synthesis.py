@@ -13,7 +13,6 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from assets.line import Line, open_line
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli.output import Json, console, emit, facts, say
 from ftaas_pipelines.data.synthesis.beginning import Beginning, find_source, generation
@@ -23,6 +22,7 @@ from ftaas_pipelines.errors import InputInvalid, Interrupted
 from ftaas_pipelines.store import Artifact, digest_of
 
 if TYPE_CHECKING:
+    from assets.line import Line
     from ftaas_pipelines.data.synthesis.generate import Made
 
 Name = Annotated[str, typer.Argument(help="The project's name.")]
@@ -161,7 +161,7 @@ def label(
 class _Opening:
     """What both commands start with."""
 
-    line: Line
+    line: "Line"
     endpoint: Endpoint
     limits: Limits
     out: Path
@@ -196,12 +196,14 @@ def _open(name: str, endpoint: Endpoint, parallel: int, budget: float | None, ou
     if budget is not None and endpoint.prices == Prices():
         do = "say what tokens cost: --usd-per-1k-prompt-tokens, --usd-per-1k-completion-tokens"
         raise InputInvalid("no budget can hold without prices", "--max-cost-usd", do=do)
+    from assets.line import open_line
+
     line = open_line(name, configuration.load())
     line.require_known_actor("data")
     return _Opening(line, endpoint, Limits(parallel, budget), out.resolve())
 
 
-def _splits(line: Line) -> Artifact | None:
+def _splits(line: "Line") -> Artifact | None:
     """The splits that were last made for the project, where they are still there."""
     head = line.store.head(line.project.name, "splits")
     try:
@@ -220,7 +222,7 @@ def _labels(listed: str, instruction: str) -> list[str]:
     return labels
 
 
-def _texts_from(line: Line, source: str, file: Path | None) -> tuple[list[Path], str]:
+def _texts_from(line: "Line", source: str, file: Path | None) -> tuple[list[Path], str]:
     """The files with the texts, and their encoding."""
     dataset = line.project.dataset
     if (file is None) == (not source):
