@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import logging
 import shutil
 import warnings
@@ -87,26 +88,27 @@ def train(
         FtaasError: the loss diverged.
     """
     inputs = materials.inputs
-    prepare(inputs.threads)
-    from ftaas_pipelines.training import adapters, callbacks, guard, methods, samples, supervision
-    from ftaas_pipelines.training.planning import exhausted, settle
+    with _collector_off():
+        prepare(inputs.threads)
+        from ftaas_pipelines.training import adapters, callbacks, guard, methods, samples, supervision
+        from ftaas_pipelines.training.planning import exhausted, settle
 
-    report.progress(0.02, "reading the base model and the records")
-    materials = materials.with_tokenizer()
-    method = methods.of(inputs)
-    data = method.data(materials)
-    answers = len(data.train) * getattr(inputs.method, "generations", 1)  # as in resolve
-    training = plan.resolve_training(inputs.training, {"train": answers})
-    materials = materials.with_inputs(inputs.model_copy(update={"training": training}))
-    exhausted.require_memory(materials, data)
-    with exhausted.memory_errors(materials, data):
-        model = model_of(materials, method)
-    proof = supervision.prove(materials, data, model)
-    report.progress(0.06, f"{proof} (supervision proved in {proof.seconds:.1f} s)")
-    checkpoint = checkpoints.newest(work)
-    settling = settle.begin(
-        materials, data, proof, work, report, max_minutes, checkpoints.seconds(checkpoint)
-    )
+        report.progress(0.02, "reading the base model and the records")
+        materials = materials.with_tokenizer()
+        method = methods.of(inputs)
+        data = method.data(materials)
+        answers = len(data.train) * getattr(inputs.method, "generations", 1)  # as in resolve
+        training = plan.resolve_training(inputs.training, {"train": answers})
+        materials = materials.with_inputs(inputs.model_copy(update={"training": training}))
+        exhausted.require_memory(materials, data)
+        with exhausted.memory_errors(materials, data):
+            model = model_of(materials, method)
+        proof = supervision.prove(materials, data, model)
+        report.progress(0.06, f"{proof} (supervision proved in {proof.seconds:.1f} s)")
+        checkpoint = checkpoints.newest(work)
+        settling = settle.begin(
+            materials, data, proof, work, report, max_minutes, checkpoints.seconds(checkpoint)
+        )
     stop = callbacks.Stop(settling.spending)
     watch, said = callbacks.Watch(), samples.Samples(materials, data.prompts, report)
     live = callbacks.Live(report, method.FIGURES)
@@ -303,6 +305,16 @@ def _stopped(reason: str, step: int, settling: "Settle") -> None:
     if reason == "signal":
         raise Interrupted(f"stopped by a signal; {saved}", do="run the same command to go on")
     raise settling.used_up(saved)
+
+
+@contextlib.contextmanager
+def _collector_off() -> Generator[None]:
+    """While libraries and a model are loaded: objects that stay, and a tenth of the start to look through."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @contextlib.contextmanager

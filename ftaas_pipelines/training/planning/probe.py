@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FILE = "probe.json"
 CONTRACT = 1
-_USUAL = (3, 8)  # usual batches that are tried: at least, at most
+_USUAL = (2, 8)  # usual batches that are tried: at least, at most
 _SHARE = 0.005  # of the training that they may take
 _LOOP_S = 0.002  # what the trainer does around a step
 _LATER_GIB = 0.02  # a process grows on by as much: what checkpoints import, pieces of freed memory
