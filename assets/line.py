@@ -19,7 +19,6 @@ from ftaas_pipelines.governance import gates
 from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.projects import catalog, prices
-from ftaas_pipelines.projects.adapter import Adapter
 from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.method import Distillation
@@ -73,9 +72,8 @@ class Line(DataLine):
         if recipe.provider:  # its machine is not this one
             how = Resolved(recipe.method, recipe.adapter, recipe.training)
         else:
-            how = resolve(
-                recipe, splits.content["counts"], self.family, machine.found(), self._adapter_before(recipe)
-            )
+            before = self.project.adapter_before(recipe)
+            how = resolve(recipe, splits.content["counts"], self.family, machine.found(), before)
         made = {
             name: self._made(
                 asset, f"adapter_{name}", self.adapter(self.project.recipe(name), experiment)
@@ -193,16 +191,6 @@ class Line(DataLine):
         if found is None and experiment:
             found = self._found(lambda: self.adapter_spec(recipe, experiment=True))
         return found
-
-    def _adapter_before(self, recipe: Recipe) -> Adapter | None:
-        """The adapter section of the chain that a recipe goes on with: the nearest that is written out."""
-        before: Adapter | None = None
-        while recipe.init_from:
-            recipe = self.project.recipe(recipe.init_from)
-            before = recipe.adapter
-            if "adapter" in recipe.model_fields_set:
-                break
-        return before
 
     def adapters(self) -> dict[str, str]:
         """Adapter digests by recipe; raises NotMade for the first that is not made."""

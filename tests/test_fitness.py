@@ -227,6 +227,13 @@ def test_a_tokenizer_that_does_not_fit_the_model(edited: Callable[..., Path], tm
     only(fitness.problems(recipe(), base("other/name", where)), "no token of the id that the model ends with")
 
 
+def test_embeddings_that_no_adapter_keeps() -> None:
+    made = recipe(adapter={"embeddings": True})
+    found = fitness.problems(made, base(T5))
+    only(found, "ties its embeddings", "recipes.r.adapter.embeddings", T5, "leave embeddings out")
+    assert fitness.problems(made, base()) == []
+
+
 def test_an_adapter_of_another_base(tmp_path: Path) -> None:
     other, here = "a" * 64, bases.digest(folder(CAUSAL))
     file = tmp_path / "adapter_config.json"
@@ -345,8 +352,14 @@ def test_a_forbidden_licence_ends_the_command_with_3(
             "- name: lora\n    method: seq2seq",
             ["needs an encoder-decoder base", "tiny-causal"],
         ),
+        (
+            "- name: lora",
+            "- name: whole\n    adapter: {kind: full}\n"
+            "  - name: lora\n    init_from: whole\n    adapter: {r: 4}",
+            ["cannot go on from a model that was trained whole", "after whole"],
+        ),
     ],
-    ids=["learning rate of 10", "rank 0", "no such module", "T5 method"],
+    ids=["learning rate of 10", "rank 0", "no such module", "T5 method", "LoRA on a whole model"],
 )
 def test_a_project_is_told_before_anything_runs(
     project_factory: Callable[..., Path], ftaas: Callable[..., Any], before: str, after: str, said: list[str]

@@ -9,6 +9,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.projects.adapter import Adapter
 from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.dataset import Dataset
 from ftaas_pipelines.projects.licences import Licences
@@ -209,6 +210,16 @@ class Project(Section):
             _check_chain(recipe, before, {r.name for r in recipes})
             before[recipe.name] = recipe
         return recipes
+
+    def adapter_before(self, recipe: Recipe) -> Adapter | None:
+        """The adapter section of the chain that a recipe goes on with: the nearest that is written out."""
+        before: Adapter | None = None
+        while recipe.init_from:
+            recipe = self.recipe(recipe.init_from)
+            before = recipe.adapter
+            if "adapter" in recipe.model_fields_set:
+                break
+        return before
 
     def recipe(self, name: str) -> Recipe:
         """The recipe of that name.

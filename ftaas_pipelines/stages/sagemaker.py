@@ -77,7 +77,9 @@ def _prepared(root: Path) -> tuple[Spec, Store]:
     store = Store(root / "checkpoints" / "store")
     splits = _splits(store, sent.inputs["splits"], data / "records")
     inputs = TrainInputs.model_validate({**sent.inputs, "splits": splits.digest})
-    steps = plan.resolve_training(inputs.training, splits.content["counts"])
+    counts = splits.content["counts"]
+    answers = counts["train"] * getattr(inputs.method, "generations", 1)  # as `resolve` counts them
+    steps = plan.resolve_training(inputs.training, {**counts, "train": answers})
     fitted = resolve.training(steps, inputs.adapter, machine.found())
     inputs = inputs.model_copy(
         update={"training": fitted, "method": resolve.method(inputs.method, inputs.family)}

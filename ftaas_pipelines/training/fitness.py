@@ -12,7 +12,7 @@ from pathlib import Path
 from ftaas_pipelines.errors import FtaasError, Problem
 from ftaas_pipelines.inference import bases as base_models
 from ftaas_pipelines.projects import catalog
-from ftaas_pipelines.projects.adapter import LoRA
+from ftaas_pipelines.projects.adapter import Adapter, LoRA
 from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.projects.licences import Licences
@@ -86,6 +86,8 @@ def problems(
         if isinstance(recipe.adapter, LoRA):
             place = f"{where}.adapter.target_modules"
             found += target_modules.problems(recipe.adapter.target_modules, facts, base.family, place)
+            if recipe.adapter.embeddings:
+                found += _embeddings(facts, base, f"{where}.adapter.embeddings")
         if init_from is not None and base.digest:
             found += _other_base(init_from, base, f"{where}.init_from")
         if teacher is not None:
@@ -105,6 +107,7 @@ def of_project(loaded: Loaded, policy: PlatformPolicy) -> list[Problem]:
             assert base is not None
             ref = recipe.method.teacher if isinstance(recipe.method, Distillation) else None
             found += problems(recipe, base, teacher=at_hand(ref, loaded, policy) if ref else None)
+            found += _chain(recipe, project.adapter_before(recipe), f"{base.where}: recipes.{recipe.name}")
     except FtaasError as error:  # what lies there is no base
         found += error.problems
     return list(dict.fromkeys(found))
@@ -171,6 +174,24 @@ def _tokenizer(facts: BaseFacts, base: Base) -> Iterator[Problem]:
         return
     do = "put the tokenizer files of this very model into its folder"
     yield Problem(f"the tokenizer does not fit the model: {why}", where, f"{base.ref.id}: {got}", do)
+
+
+def _embeddings(facts: BaseFacts, base: Base, where: str) -> Iterator[Problem]:
+    """PEFT 0.21 makes linear layers of a T5's tied embeddings (`adapters._embeddings`)."""
+    if base.family == "seq2seq" and facts.config.get("tie_word_embeddings", True):
+        what = "this base ties its embeddings in a way that an adapter cannot keep"
+        do = "leave embeddings out, or fine-tune fully: adapter: {kind: full}"
+        yield Problem(what, where, base.ref.id, do)
+
+
+def _chain(recipe: Recipe, before: Adapter | None, where: str) -> Iterator[Problem]:
+    """A low-rank adapter is served beside the plain base: it cannot stand on weights that were trained."""
+    if "adapter" not in recipe.model_fields_set or not isinstance(recipe.adapter, LoRA):
+        return
+    if before is not None and not isinstance(before, LoRA):
+        what = "a low-rank adapter cannot go on from a model that was trained whole"
+        got = f"lora, after {recipe.init_from} with full"
+        yield Problem(what, f"{where}.adapter", got, "leave adapter out: full fine-tuning is taken over")
 
 
 def _other_base(adapter: Path, base: Base, where: str) -> Iterator[Problem]:
