@@ -89,6 +89,7 @@ class Line(DataLine):
             adapter=how.adapter,
             training=how.training,
             threads=self.settings.threads,
+            sources=sorted(recipe.sources) if recipe.sources else None,
             init_from=made.get(recipe.init_from or ""),
             reward_model=made.get(getattr(recipe.method, "reward_model", None) or ""),
             teacher=bases.digest(teacher) if teacher else None,

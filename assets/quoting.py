@@ -44,8 +44,8 @@ class Quoting:
         """The quote of one recipe. Raises as `quotes`."""
         line, asked = self._line, recipe.training
         method = resolve.method(recipe.method, line.family)
-        before = line.project.recipe(recipe.init_from).adapter if recipe.init_from else None
-        lengths = self._lengths(method, asked.max_seq_tokens)
+        before = line.project.adapter_before(recipe)
+        lengths = self._lengths(method, asked.max_seq_tokens, tuple(recipe.sources or ()))
         counts = {"train": max(1, round(lengths.rows.value))}
         how = resolve.resolve(recipe, counts, line.family, self._machine, before)
         teacher = line.teacher_path(recipe)
@@ -80,21 +80,21 @@ class Quoting:
         memory_gib = terms.memory_gib
         return Machine(device, terms.gpus, terms.hardware, gpu_memory, True, terms.cores, memory_gib)
 
-    def _lengths(self, method: Any, limit: int) -> Lengths:
+    def _lengths(self, method: Any, limit: int, sources: tuple[str, ...]) -> Lengths:
         answer = getattr(method, "max_new_tokens", 0)
-        key = (method.kind, answer, limit)
+        key = (method.kind, answer, limit, sources)
         if key not in self._counted:
-            self._counted[key] = self._count(method, limit)
+            self._counted[key] = self._count(method, limit, sources)
         return self._counted[key]
 
-    def _count(self, method: Any, limit: int) -> Lengths:
+    def _count(self, method: Any, limit: int, only: tuple[str, ...]) -> Lengths:
         line = self._line
         tokenizer = bases.load_tokenizer(line.base_path)
         counter = tokens.Counter(tokenizer, method, line.family, limit, self._network.image_tokens)
         if line.splits:
-            return tokens.of_splits(line.splits.path, counter)
+            return tokens.of_splits(line.splits.path, counter, only)
         dataset = line.project.dataset
-        sources = [s for s in dataset.sources if s.split in (None, "train")]
+        sources = [s for s in dataset.sources if s.split in (None, "train") and (not only or s.name in only)]
         raw = [
             tokens.RawSource(
                 source.name,

@@ -252,6 +252,10 @@ def test_a_teacher_of_another_vocabulary(edited: Callable[..., Path]) -> None:
     found = fitness.problems(made, base(), teacher=base("a/teacher", where))
     only(found, "do not share a vocabulary", "recipes.r.method.teacher", "a/teacher")
     only(fitness.problems(made, base(), teacher=base(T5)), "a teacher must be a causal base", T5)
+    taught = recipe(method={**TEACHER, "teacher_recipe": "sft"})
+    assert fitness.problems(taught, base(), teacher=base()) == []
+    found = fitness.problems(taught, base(), teacher=base("a/teacher", folder(CAUSAL)))
+    only(found, "the teacher is another", "recipes.r.method.teacher_recipe", "sft on", "a/teacher")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer_config.json"])

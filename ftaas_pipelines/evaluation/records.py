@@ -15,7 +15,7 @@ from ftaas_pipelines.metrics.baselines import Example
 from ftaas_pipelines.metrics.text import json_object
 
 VALIDATION_RECORDS = 200  # enough to choose a recipe by, cheap enough to ask every one of them
-_COLUMNS = ["record_id", "prompt", "answer", "messages"]
+_COLUMNS = ["record_id", "prompt", "answer", "messages", "kind"]
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def training_examples(splits: Path) -> list[Example]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
+    """The records of a file by record_id. Plain texts beside questions are to be read, not asked."""
     rows: list[dict[str, Any]] = pq.read_table(path, columns=_COLUMNS).to_pylist()
-    return sorted(rows, key=lambda r: r["record_id"])
+    asked = [row for row in rows if row["kind"] != "text"]
+    return sorted(asked or rows, key=lambda r: r["record_id"])
 
 
 def _record(row: dict[str, Any]) -> Record:

@@ -211,6 +211,17 @@ class Project(Section):
             before[recipe.name] = recipe
         return recipes
 
+    @model_validator(mode="after")
+    def _recipes_name_sources_to_train_on(self) -> "Project":
+        known = [s.name for s in self.dataset.sources if s.split in (None, "train")]
+        for recipe in self.recipes:
+            if unknown := [name for name in recipe.sources or () if name not in known]:
+                raise ValueError(
+                    f"recipe {recipe.name}: {unknown[0]} is no source of training records; "
+                    f"known: {', '.join(known)}"
+                )
+        return self
+
     def adapter_before(self, recipe: Recipe) -> Adapter | None:
         """The adapter section of the chain that a recipe goes on with: the nearest that is written out."""
         before: Adapter | None = None

@@ -123,6 +123,12 @@ class Recipe(Section):
     init_from: RecipeName | None = Field(
         default=None, description="a recipe whose adapter this one goes on with (SFT, then DPO)"
     )
+    sources: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        description="of dataset.sources, those whose records it learns from; default: all. For chains whose "
+        "steps learn from records of different kinds",
+    )
     sweep: Sweep | None = None
     provider: Provider | None = Field(default=None, description="someone else's machines; default: ours")
     description: str = ""
@@ -146,6 +152,8 @@ class Recipe(Section):
             return self
         if self.needs:
             raise ValueError(f"a provider cannot build on {self.needs[0]}, which is kept here; train it here")
+        if self.sources:
+            raise ValueError("a provider gets all of the records; leave out sources or provider")
         if self.sweep:
             raise ValueError("a sweep runs on this platform's machines; leave out sweep or provider")
         return self

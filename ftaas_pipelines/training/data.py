@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftaas_pipelines.data.rows.messages import of_row
@@ -45,17 +44,25 @@ class TrainingData:
     prompts: Sequence[tuple[list[dict[str, Any]], str]] = ()
 
 
-def rows(splits: Path, split: str, limit: int | None = None) -> list[Row]:
-    """The records of a split, by record id: hashes, so the first of them are a fair sample."""
+def rows(materials: Materials, split: str, limit: int | None = None) -> list[Row]:
+    """The records of a split that the recipe learns from.
+
+    They come by record id: hashes, so the first of them are a fair sample.
+    """
     import pyarrow.parquet as pq
 
-    found: list[Row] = pq.read_table(splits / f"{split}.parquet", columns=_COLUMNS).to_pylist()
+    sources = materials.inputs.sources
+    found: list[Row] = pq.read_table(
+        materials.splits / f"{split}.parquet",
+        columns=_COLUMNS,
+        filters=[("source", "in", sources)] if sources else None,
+    ).to_pylist()
     return sorted(found, key=lambda row: row["record_id"])[:limit]
 
 
 def both(materials: Materials) -> tuple[list[Row], list[Row]]:
     """The records to learn from, and at most `VALIDATION_ROWS` to take the validation loss on."""
-    return rows(materials.splits, "train"), rows(materials.splits, "validation", VALIDATION_ROWS)
+    return rows(materials, "train"), rows(materials, "validation", VALIDATION_ROWS)
 
 
 def load(materials: Materials, *, whole: bool = False) -> TrainingData:

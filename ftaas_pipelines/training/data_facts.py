@@ -62,17 +62,26 @@ class DataFacts:
         return sum(self.kinds.get(kind, 0) for kind in kinds) / max(1, self.seen)
 
 
-def of_split(splits: Path, columns: Sequence[str] = COLUMNS, at_most: int | None = None) -> DataFacts:
+def of_split(
+    splits: Path,
+    columns: Sequence[str] = COLUMNS,
+    at_most: int | None = None,
+    sources: Sequence[str] | None = None,
+) -> DataFacts:
     """Facts of the training split of a splits artifact.
 
     Args:
         splits: the artifact's folder.
         columns: what is read; facts that other columns tell stay zero.
         at_most: look at so many records; they lie in the order of their ids, which are hashes.
+        sources: only records of these.
     """
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(splits / "train.parquet") as file:
+        if sources:
+            rows = _rows(file, (*columns, "source"), at_most)
+            return of_rows(row for row in rows if row["source"] in sources)
         return of_rows(_rows(file, columns, at_most), file.metadata.num_rows)
 
 

@@ -92,6 +92,7 @@ def problems(
             found += _other_base(init_from, base, f"{where}.init_from")
         if teacher is not None:
             found += _teacher(facts, teacher, f"{where}.method.teacher")
+            found += _taught_teacher(recipe, base, teacher, f"{where}.method.teacher_recipe")
     except FtaasError as error:  # a file of the base that is not what it should be
         found += error.problems
     return found
@@ -132,7 +133,8 @@ def data_problems(
 ) -> list[Problem]:
     """What stands against training a recipe on the training split of a splits artifact's folder."""
     method = resolve.method(recipe.method, family)
-    facts = data_facts.of_split(splits, ("kind", "messages", *_COLUMNS.get(method.kind, ())))
+    columns = ("kind", "messages", *_COLUMNS.get(method.kind, ()))
+    facts = data_facts.of_split(splits, columns, sources=recipe.sources)
     return unfit(method, facts, f"{where}: recipes.{recipe.name}.method")
 
 
@@ -220,6 +222,17 @@ def _teacher(student: BaseFacts, teacher: Base, where: str) -> Iterator[Problem]
         what = "teacher and student do not share a vocabulary, so their distributions cannot be compared"
         got = f"{teacher.ref.id}: {len(facts.tokens)} tokens, the student {len(student.tokens)}"
         do = "take a teacher of the student's line of models, or let the teacher write answers and use sft"
+        yield Problem(what, where, got, do)
+
+
+def _taught_teacher(recipe: Recipe, base: Base, teacher: Base, where: str) -> Iterator[Problem]:
+    """What a recipe of this project made stands on this project's base."""
+    assert isinstance(recipe.method, Distillation)
+    name = recipe.method.teacher_recipe
+    if name and teacher.ref != base.ref:
+        what = "the teacher's recipe was trained on this project's base, and the teacher is another"
+        got = f"{name} on {base.ref.id}, teacher {teacher.ref.id}"
+        do = "name this project's base as teacher, or leave teacher_recipe out and name a merged model"
         yield Problem(what, where, got, do)
 
 

@@ -28,6 +28,7 @@ class TrainInputs(Inputs):
     adapter: Adapter
     training: Training
     threads: int
+    sources: list[str] | None = None
     init_from: str | None = None
     reward_model: str | None = None
     teacher: str | None = None

@@ -35,9 +35,9 @@ def resolve(
     """
     adapter = before if before and "adapter" not in recipe.model_fields_set else recipe.adapter
     how, asked = method(recipe.method, family), recipe.training
-    # How many rows packing leaves, or (kto) how many answers pairs hold, is known once they are tokens: the
-    # stage works the steps out then.
-    later = how.kind == "kto" or getattr(how, "packing", "none") != "none"
+    # How many rows packing leaves, (kto) how many answers pairs hold, or what some sources bring is known
+    # once the records are read: the stage works the steps out then.
+    later = how.kind == "kto" or getattr(how, "packing", "none") != "none" or bool(recipe.sources)
     answers = counts["train"] * getattr(how, "generations", 1)  # what a batch of an online method counts
     steps = (
         asked

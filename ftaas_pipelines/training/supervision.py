@@ -97,6 +97,7 @@ def _kept(materials: Materials) -> Path | None:
     named = {
         "contract": CONTRACT,
         "splits": inputs.splits,
+        "sources": inputs.sources,
         "base": inputs.base,
         "method": inputs.method.model_dump(mode="json"),
         "limits": [training.max_seq_tokens, training.too_long, training.attention, training.precision],
@@ -190,7 +191,7 @@ def _read_back(materials: Materials, found: TrainingData) -> tuple[int, int]:
     """Hold the taught tokens against their records' answers; returns how many were read, and came back."""
     step = max(1, len(found.train) // LOOKED_AT)
     chosen = list(range(0, len(found.train), step))
-    chats = {row["record_id"]: of_row(row) for row in examples.rows(materials.splits, "train")}
+    chats = {row["record_id"]: of_row(row) for row in examples.rows(materials, "train")}
     wrong: list[str] = []
     round_trips = 0
     for place in chosen:

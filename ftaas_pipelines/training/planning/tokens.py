@@ -109,29 +109,42 @@ class Counter:
         )
 
 
-def of_splits(splits: Path, counter: Counter) -> Lengths:
+def of_splits(splits: Path, counter: Counter, sources: Sequence[str] | None = None) -> Lengths:
     """Lengths of the training split of a splits artifact: of all rows up to `SAMPLE`, else of a fair sample.
+
+    Args:
+        sources: only rows of these.
 
     Raises:
         InputInvalid: its records are of a kind that the base cannot learn.
     """
     import pyarrow.parquet as pq
 
+    train = _places(splits / "train.parquet", sources)
     with pq.ParquetFile(splits / "train.parquet") as file:
-        total = file.metadata.num_rows
-        rows = list(islice(_sampled(file, total), SAMPLE))
-    held = pq.read_metadata(splits / "validation.parquet").num_rows
+        rows = list(islice(_sampled(file, train), SAMPLE))
+    total, held = len(train), len(_places(splits / "validation.parquet", sources))
     read = ((of_row(row), orjson.loads(row["extra"] or "{}")) for row in rows)
     spread = (1.0, 1.0) if len(rows) == total else _SAMPLED_SPREAD
     return counter.lengths(read, Figure.exact(total), min(held, VALIDATION_ROWS), spread)
 
 
-def _sampled(file: Any, total: int) -> Iterable[dict[str, Any]]:
+def _places(file: Path, sources: Sequence[str] | None) -> Sequence[int]:
+    """Where the rows of these sources stand."""
+    import pyarrow.parquet as pq
+
+    if not sources:
+        return range(pq.read_metadata(file).num_rows)
+    named = pq.read_table(file, columns=["source"]).column("source").to_pylist()
+    return [i for i, name in enumerate(named) if name in sources]
+
+
+def _sampled(file: Any, places: Sequence[int]) -> Iterable[dict[str, Any]]:
     """Rows of a fair sample, the same each time; read batch by batch, so that a large split fits."""
-    wanted = set(random.Random(0).sample(range(total), SAMPLE)) if total > SAMPLE else None
+    wanted = set(random.Random(0).sample(places, SAMPLE) if len(places) > SAMPLE else places)
     at = 0
     for batch in file.iter_batches(columns=_COLUMNS, batch_size=4096):
-        chosen = [i for i in range(len(batch)) if wanted is None or at + i in wanted]
+        chosen = [i for i in range(len(batch)) if at + i in wanted]
         at += len(batch)
         if chosen:
             yield from batch.take(chosen).to_pylist()
