@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ftaas_pipelines.data.rows.messages import of_row
@@ -44,25 +45,31 @@ class TrainingData:
     prompts: Sequence[tuple[list[dict[str, Any]], str]] = ()
 
 
-def rows(materials: Materials, split: str, limit: int | None = None) -> list[Row]:
-    """The records of a split that the recipe learns from.
+def rows(
+    splits: Path, split: str, limit: int | None = None, sources: Sequence[str] | None = None
+) -> list[Row]:
+    """The records of a split, by record id: hashes, so the first of them are a fair sample.
 
-    They come by record id: hashes, so the first of them are a fair sample.
+    Args:
+        sources: only records of these.
     """
     import pyarrow.parquet as pq
 
-    sources = materials.inputs.sources
-    found: list[Row] = pq.read_table(
-        materials.splits / f"{split}.parquet",
-        columns=_COLUMNS,
-        filters=[("source", "in", sources)] if sources else None,
-    ).to_pylist()
+    wanted = [("source", "in", list(sources))] if sources else None
+    table = pq.read_table(splits / f"{split}.parquet", columns=_COLUMNS, filters=wanted)
+    found: list[Row] = table.to_pylist()
     return sorted(found, key=lambda row: row["record_id"])[:limit]
+
+
+def learnt_from(materials: Materials) -> list[Row]:
+    """The training records of the recipe's sources."""
+    return rows(materials.splits, "train", sources=materials.inputs.sources)
 
 
 def both(materials: Materials) -> tuple[list[Row], list[Row]]:
     """The records to learn from, and at most `VALIDATION_ROWS` to take the validation loss on."""
-    return rows(materials, "train"), rows(materials, "validation", VALIDATION_ROWS)
+    sources = materials.inputs.sources
+    return learnt_from(materials), rows(materials.splits, "validation", VALIDATION_ROWS, sources)
 
 
 def load(materials: Materials, *, whole: bool = False) -> TrainingData:

@@ -191,7 +191,7 @@ def _read_back(materials: Materials, found: TrainingData) -> tuple[int, int]:
     """Hold the taught tokens against their records' answers; returns how many were read, and came back."""
     step = max(1, len(found.train) // LOOKED_AT)
     chosen = list(range(0, len(found.train), step))
-    chats = {row["record_id"]: of_row(row) for row in examples.rows(materials, "train")}
+    chats = {row["record_id"]: of_row(row) for row in examples.learnt_from(materials)}
     wrong: list[str] = []
     round_trips = 0
     for place in chosen:

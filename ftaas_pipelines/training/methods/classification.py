@@ -78,7 +78,7 @@ def labels(materials: Materials) -> list[str]:
     """
     method = materials.inputs.method
     assert isinstance(method, Classification)
-    answers = [str(row["answer"]) for row in examples.rows(materials, "train")]
+    answers = [str(row["answer"]) for row in examples.learnt_from(materials)]
     counts = Counter(answers)
     rare = ", ".join(repr(answer[:60]) for answer, _ in counts.most_common()[::-1][:3])
     if len(counts) > method.max_labels or len(counts) == len(answers) > 1:
