@@ -191,6 +191,7 @@ def test_a_model_that_loses_to_the_naive_baseline_is_refused(
     assert found["bento"]["state"] == "refused" and not Store(settings.load().store_path).all("bento")
 
 
+@pytest.mark.slow
 def test_rollback_pins_and_unpin_lets_go(codes: Path, ftaas: Run) -> None:
     through_every_gate(ftaas)
     first = states(ftaas)["release"]["digest"]

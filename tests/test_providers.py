@@ -189,6 +189,7 @@ def test_a_server_without_metadata_is_followed_by_what_was_written_down(bench: B
 def test_an_interrupted_launcher_stops_what_would_go_on_costing(bench: Bench, openai: Tuning) -> None:
     openai.script = ["running"]
     spec = bench.spec(at(openai))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts a background job without it
 
     def interrupt() -> None:
         wait_for(lambda: ("GET", "/v1/fine_tuning/jobs/ftjob-0/events") in openai.calls)

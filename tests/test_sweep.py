@@ -64,6 +64,7 @@ def test_the_same_values_alone_make_the_same_weights(tmp_path: Path) -> None:
     assert plain.file(weights).read_bytes() == artifact.file(weights).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_adapter(tmp_path: Path) -> None:
     expected = finish(swept(tmp_path / "a"), tmp_path / "a", hash_seed=1)
     spec = swept(tmp_path / "b")
