@@ -1,5 +1,6 @@
 """Experiments: a lane of their own. Unsigned data, a small budget, marked, never released."""
 
+import warnings
 from typing import Any
 
 import dagster as dg
@@ -13,6 +14,8 @@ from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.store import Artifact, short
 from resources.launcher import SubprocessLauncher
 from resources.tracking import Tracking
+
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)  # Pipes' own; as in `definitions`
 
 
 def run_experiment(

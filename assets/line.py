@@ -163,7 +163,7 @@ class Line(DataLine):
         """
         here = machine.found()
         gpus = Gpus(here.gpus, here.gpu, here.gpu_memory_gib) if here.gpus else None
-        table = prices.load(self.settings.prices)
+        table = prices.load(self.settings.price_table)
         return prices.terms(table, self.project.budget, here.cores, here.memory_gib, gpus)
 
     def bounds(self, experiment: bool = False) -> dict[str, float]:

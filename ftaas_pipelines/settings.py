@@ -27,7 +27,7 @@ class Settings:
     home: Path = _setting(Path(".ftaas"), "where everything the platform writes is kept")
     projects: Path = _setting(Path("projects"), "folder of project folders")
     policy: Path = _setting(Path("policy/platform.yaml"), "the platform policy")
-    prices: Path = _setting(Path("policy/prices.yaml"), "what machines cost, draw and emit: quotes use it")
+    prices: str = _setting("", "what machines cost, draw and emit; empty: prices.yaml beside the policy")
     actor: str = _setting("", "who acts (an e-mail); empty: the OS user through actor_map")
     profile: str = _setting("local", "local, or production: no local inbox, no demo identities")
     may_sign_as: str = _setting(
@@ -63,6 +63,10 @@ class Settings:
     remind_days: int = _setting(3, "days after which a waiting review is brought to mind again")
     smtp_url: str = _setting("", "smtp://user:password@host:port for every mail", True)
     mail_from: str = _setting("", "sender of every mail; empty: alert_email")
+
+    @property
+    def price_table(self) -> Path:
+        return Path(self.prices) if self.prices else self.policy.with_name("prices.yaml")
 
     @property
     def store_path(self) -> Path:

@@ -161,7 +161,7 @@ def _rig(loaded: Loaded, hardware: str | None) -> Any:
     if hardware is not None:
         budget = budget.model_copy(update={"hardware": hardware, "region": "", "usd_per_hour": 0.0})
     gpus = prices.Gpus(here.gpus, here.gpu, here.gpu_memory_gib) if here.gpus else None
-    terms = prices.terms(prices.load(chosen.prices), budget, here.cores, here.memory_gib, gpus)
+    terms = prices.terms(prices.load(chosen.price_table), budget, here.cores, here.memory_gib, gpus)
     threads = terms.cores if budget.hardware else chosen.threads
     return Rig.of(terms, max(1, threads))
 
