@@ -14,7 +14,8 @@ from ftaas_pipelines.data.inputs import SplitsInputs
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Interrupted, Refused
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, short
-from resources.launcher import StageResult, SubprocessLauncher
+from resources.launch_contract import StageResult
+from resources.launcher import SubprocessLauncher
 from resources.tracking import TrackedRun, Tracking
 
 

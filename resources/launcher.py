@@ -10,9 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 import dagster as dg
 
@@ -20,31 +19,12 @@ from ftaas_pipelines import errors
 from ftaas_pipelines.errors import FtaasError, Problem
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Spec, program
-
-Context = dg.AssetExecutionContext | dg.OpExecutionContext
-
-
-class Listener(Protocol):
-    """Who is told of a stage's figures while it works: see `resources.tracking.TrackedRun`."""
-
-    def metrics(self, step: int, values: dict[str, float], trial: int | None = None) -> None: ...
-
-    def trial(self, number: int, values: dict[str, Any], state: str, loss: float | None) -> None: ...
-
+from resources.launch_contract import Context, Listener, StageResult
 
 POLL_S = 0.25
 LOG_EVERY_S = 10.0  # between two lines of progress in the Dagster run's log
 GRACE_S = 20.0
 _BY_EXIT_CODE = {2: errors.InputInvalid, 3: errors.Refused, 78: errors.SpecUnusable, 130: errors.Interrupted}
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage reported: the digest it made, and whether it was there already."""
-
-    digest: str
-    reused: bool
-    seconds: float
 
 
 class SubprocessLauncher(dg.ConfigurableResource[Any]):
@@ -73,7 +53,7 @@ class SubprocessLauncher(dg.ConfigurableResource[Any]):
             FtaasError: what the stage reported, with its exit code's class.
         """
         if spec.run.provider:
-            from resources.providers import launching  # which stands on this module
+            from resources.providers import launching  # their clients are heavy, and few projects have one
 
             return launching.launch(
                 context, spec, settings, lease=lease, log=log, messages=messages, listener=listener

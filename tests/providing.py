@@ -25,7 +25,7 @@ from ftaas_pipelines.review.sign_offs import requests
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Store
-from resources.launcher import StageResult
+from resources.launch_contract import StageResult
 from resources.providers import launching
 
 KEY = "sk-the-very-secret-key-of-this-test"

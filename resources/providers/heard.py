@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from ftaas_pipelines.data.sources import secrets
 from ftaas_pipelines.errors import FtaasError, Problem
-from resources.launcher import Context, Listener
+from resources.launch_contract import Context, Listener
 from resources.providers.job import News
 
 

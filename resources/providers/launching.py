@@ -23,7 +23,7 @@ from ftaas_pipelines.projects.recipe import Training
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.stages.spec import Spec
 from ftaas_pipelines.store import Artifact, Draft, Store, canonical, digest_of
-from resources.launcher import Context, Listener, StageResult
+from resources.launch_contract import Context, Listener, StageResult
 from resources.providers import following
 from resources.providers.bedrock import BedrockJobs
 from resources.providers.exporting import Export
