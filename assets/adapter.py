@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from assets import activity, adapter_page, reviewing
+from assets import activity, adapter_page, quoting, reviewing
 from assets.automation import when_signed
 from assets.builder_types import Definition
 from assets.line import Line, open_line
@@ -85,6 +85,7 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
                 made, link = by_stage(context, line, spec, launcher), None
             else:
                 line.require_fit(line.project.recipe(recipe.name))
+                quoting.require_affordable(line, line.project.recipe(recipe.name))
                 with (
                     _machine(context, line, recipe),
                     tracked_run(tracking, line, spec, context.run_id) as run,

@@ -127,6 +127,16 @@ def check(found: Mapping[str, Quote], budget: Mapping[str, float]) -> None:
         raise Refused(problems)
 
 
+def require_affordable(line: Line, recipe: Recipe) -> None:
+    """Hold a provider's price of tokens against the budget: what is spent there cannot be paused.
+
+    Raises:
+        Refused: even the low end of its quote breaks the budget.
+    """
+    if recipe.provider and _usd_per_token(recipe.provider) is not None:
+        quote.check(Quoting(line).of(recipe), line.bounds(), f"adapter_{recipe.name}")
+
+
 def _usd_per_token(provider: Provider) -> float | None:
     """The provider's price of a trained token, where it has one."""
     if isinstance(provider, Bedrock) and provider.usd_per_1k_tokens is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from preparing import Silent
@@ -368,6 +369,14 @@ def test_the_plan_shows_a_table_and_refuses_a_budget_that_cannot_do(
     assert done.code == 3
     assert "adapter_lora" in done.stdout and "range" in done.stdout and "h100-x1 in eu-west" in done.stdout
     assert "budget.usd" in done.stderr and "USD" in done.stderr
+    sold = """- name: lora
+    provider: {kind: openai, base_model: m, api_key: "env:KEY", usd_per_million_tokens: 25.0}"""
+    bought = PROJECT.format(name="bought", title="bought").replace("- name: lora", sold)
+    project_factory("bought", text=bought + "  - name: own\nbudget: {usd: 0.0001}\n")
+    line = open_line("bought", configuration.load())
+    with pytest.raises(Refused, match=r"budget\.usd: adapter_lora would break"):
+        quoting.require_affordable(line, line.project.recipe("lora"))
+    quoting.require_affordable(line, line.project.recipe("own"))
     project_factory("lost", extra="budget: {hardware: abacus}\n")
     with pytest.raises(InputInvalid, match=r"budget\.hardware.*abacus.*use one of cpu-16"):
         command.run("lost", until="", wait=0, plan=True, as_json=True)
