@@ -11,6 +11,8 @@ from assets.making import Made, table
 from ftaas_pipelines import settings
 from ftaas_pipelines.store import Artifact
 
+_ALIKE = 0.9  # share of groups of sampled answers with one reward, from which on a training learns nothing
+
 
 def metadata(made: Made, mlflow_url: str | None) -> dict[str, Any]:
     """What a person wants to see of a training: the curve, the cost, the run."""
@@ -86,5 +88,11 @@ def learnt(artifact: Artifact) -> tuple[bool, str]:
             part = max(1, len(values) // 4)
             first, last = fmean(values[:part]), fmean(values[-part:])
             what = "mean reward" if name == "reward" else "training loss"
-            return better * (last - first) > 0, f"{what} {first:.3f} at the start, {last:.3f} at the end"
+            said = f"{what} {first:.3f} at the start, {last:.3f} at the end"
+            alike = [row["groups_alike"] for row in rows if "groups_alike" in row]
+            if alike and fmean(alike) > _ALIKE:
+                why = "all answers got one reward and taught nothing"
+                do = "begin with an adapter that is right at times (init_from), or grade in steps"
+                return False, f"{said}; in {fmean(alike):.0%} of the groups {why}: {do}"
+            return better * (last - first) > 0, said
     return False, "no loss and no reward was reported"
