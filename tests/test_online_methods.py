@@ -515,6 +515,7 @@ def test_a_training_whose_groups_are_all_alike_is_said_to_have_learnt_nothing(tm
         (0.4, 0.0, False),
     ):
         with Store(tmp_path).create("adapter", f"{alike} {reward}") as draft:
+            draft.content.update(alike=alike, reward=reward)  # what lies beside is no part of the digest
             rows = [{"step": i, "reward": reward * i / 8, "groups_alike": alike} for i in range(8)]
             (draft.path / "beside").mkdir()
             text = "".join(json.dumps(row) + "\n" for row in rows)
