@@ -4,6 +4,7 @@ Debian's chromium, driven by Playwright. `.venv/bin/python tests/browser.py docs
 pictures of `docs/reviewing.md` anew: it starts a Label Studio and a small project of its own.
 """
 
+import contextlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from typing import Any
 
 from pictures import QUIET, chromium
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as TooLate
 
 WIDTH, HEIGHT, SCALE = 1375, 1000, 0.8
 """Of the window in pixels; pictures are 1100 wide."""
@@ -134,9 +136,13 @@ class Reviewer:
         self._button("Submit").click()
         self._box.wait_for()
         said = self._box.inner_text()
-        self._box.get_by_role("button", name="OK").click()
-        self._box.wait_for(state="hidden")
-        return said
+        for _ in range(60):  # a click while the dialog still grows is lost on a busy machine
+            if not self._box.is_visible():
+                return said
+            with contextlib.suppress(TooLate):  # it may be gone by now
+                self._box.get_by_role("button", name="OK").click(timeout=1_000)
+            self.page.wait_for_timeout(500)
+        raise AssertionError("the complaint does not close")
 
     def picture(self, name: str, of: Locator | None = None) -> None:
         """Keep what is seen, where pictures are wanted: the window, or a part of it in full height."""

@@ -192,6 +192,7 @@ class Shell:
         return line
 
 
+@pytest.mark.timeout(1500)  # the demo, and every other command
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_every_command_of_the_readme_runs(
