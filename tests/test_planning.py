@@ -383,7 +383,9 @@ def test_the_plan_shows_a_table_and_refuses_a_budget_that_cannot_do(
 
 
 def test_settings_name_the_price_table(home: Path) -> None:
-    assert configuration.load().prices == Path(os.environ["FTAAS_PRICES"])
+    assert configuration.load().price_table == Path(os.environ["FTAAS_PRICES"])
+    beside = configuration.load({"FTAAS_POLICY": "elsewhere/policy.yaml"})
+    assert beside.price_table == Path("elsewhere/prices.yaml")
 
 
 # -- energy ----------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from math import ceil
+from statistics import median
 
 from ftaas_pipelines.projects.prices import Terms
 from ftaas_pipelines.training import plan
@@ -62,7 +63,7 @@ def pace(job: Job, terms: Terms) -> Pace:
 
 @cache
 def this_cpu(threads: int) -> Pace:
-    """The pace of this processor, measured in a twentieth of a second: the best of many short tries.
+    """The pace of this processor, measured in a twentieth of a second: the middle one of some short tries.
 
     One thread is measured; more are taken to gain four fifths each.
     """
@@ -74,20 +75,22 @@ def this_cpu(threads: int) -> Pace:
     wide, small = np.ones(1 << 22, np.float32), np.ones(4, np.float32)
     moved = np.empty_like(wide)
     with threadpool_limits(1):  # on a busy machine numpy's threads wait for each other: 80 times slower
-        matmul = 2 * a.shape[0] * b.size / _best(lambda: np.matmul(a, b, out=out), 16)
-    added = 2 * wide.nbytes / _best(lambda: np.add(wide, 1.0, out=moved), 4)
-    call = _best(lambda: [np.add(small, 1.0, out=small) for _ in range(200)], 8) / 200
+        matmul = 2 * a.shape[0] * b.size / _usual(lambda: np.matmul(a, b, out=out), 16)
+    added = 2 * wide.nbytes / _usual(lambda: np.add(wide, 1.0, out=moved), 4)
+    call = _usual(lambda: [np.add(small, 1.0, out=small) for _ in range(200)], 8) / 200
     gain = 1 + 0.8 * (threads - 1)
     return Pace(matmul * _OF_MATMUL * gain, added * _OF_ADD * gain**0.5, call, added * gain**0.5)
 
 
-def _best(work: Callable[[], object], tries: int) -> float:
-    best = float("inf")
+def _usual(work: Callable[[], object], tries: int) -> float:
+    """CPU seconds of the middle try: others on the machine do not count, nor does its best moment."""
+    took: list[float] = []
+    work()  # the first one meets memory that was never touched
     for _ in range(tries):
-        began = time.perf_counter()
+        began = time.thread_time()
         work()
-        best = min(best, time.perf_counter() - began)
-    return best
+        took.append(time.thread_time() - began)
+    return median(took)
 
 
 @dataclass(frozen=True)
