@@ -56,9 +56,8 @@ def put_before_people(line: Line, labelling: Labelling | None) -> None:
     """
     if labelling is None:
         return
-    from resources.label_studio.api import (
-        LabelStudioError,  # `tool` comes before: loaded only where there is one
-    )
+    # Where a command talks to no Label Studio, its client is not loaded.
+    from resources.label_studio.api import LabelStudioError
 
     rounds = round_log.states(line.ledger, line.project.name, sign_off_rounds.SIGN_OFFS)
     there = {r.about["request"] for r in rounds if (r.state, r.opened.server) == ("open", labelling.server)}

@@ -421,7 +421,7 @@ def test_this_platforms_program_on_sagemaker_makes_the_adapter_that_is_made_here
     assert UNSEEN.encode() not in amazon.all_bytes()
     # Trained here, from the same recipe: the same bytes, so the same digest.
     inputs = TrainInputs.model_validate({k: v for k, v in spec.inputs.items() if k != "provider"})
-    steps = plan.resolve_training(inputs.training, {"train": TRAINED})
+    steps = plan.resolve_training(inputs.training, TRAINED)
     fitted = resolve.training(steps, inputs.adapter, machine.found())
     here = spec.model_copy(
         update={"inputs": inputs.model_copy(update={"training": fitted}).model_dump(mode="json")}

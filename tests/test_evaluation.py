@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_training import chat, record, write_splits
 
-from ftaas_pipelines.evaluation import choose
+from ftaas_pipelines.data import tables
+from ftaas_pipelines.evaluation import choose, records
 from ftaas_pipelines.inference import bases
 from ftaas_pipelines.metrics import baselines, bootstrap, text
 from ftaas_pipelines.metrics.baselines import Example
@@ -202,6 +204,18 @@ def test_the_candidate_is_the_best_then_the_surest_then_the_first() -> None:
     assert choose.candidate(scores(a=(0.5, 0.1), b=(0.5, 0.1)), ["b", "a"])[0] == "b"
 
 
+def test_plain_texts_beside_questions_are_not_asked(tmp_path: Path) -> None:
+    questions = [record(chat(f"What is {i}?", f"{i}.")) for i in range(4)]
+    texts = [record([{"role": "assistant", "content": f"Unit {i} hums."}]) for i in range(3)]
+    write_splits(tmp_path, [*questions, *texts], texts)
+    tables.write_rows(tmp_path / "test.parquet", [*texts, *questions], tables.RECORDS)
+    asked = records.read(tmp_path, "test", None)["test"]
+    assert [r.record_id for r in asked] == sorted(row["record_id"] for row in questions)
+    assert len(records.training_examples(tmp_path)) == 4
+    alone = records.read(tmp_path, "validation", None)["validation"]
+    assert len(alone) == 3, "a project of texts alone is scored by their loss"
+
+
 def _rows(pairs: list[tuple[str, str]]) -> pa.Table:
     rows = [
         {
@@ -211,6 +225,7 @@ def _rows(pairs: list[tuple[str, str]]) -> pa.Table:
             "messages": json.dumps(
                 [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
             ),
+            "kind": "text_pair",
         }
         for prompt, answer in pairs
     ]

@@ -410,10 +410,10 @@ def test_killed_between_its_last_step_and_its_artifact_it_is_read_not_trained_on
 
 
 def test_resolving_a_training_writes_every_default_in() -> None:
-    by_epochs = resolve_training(Training(epochs=2.0, batch_size=4, gradient_accumulation=2), {"train": 33})
+    by_epochs = resolve_training(Training(epochs=2.0, batch_size=4, gradient_accumulation=2), 33)
     assert (by_epochs.max_steps, by_epochs.eval_steps, by_epochs.save_steps) == (10, 1, 1)
-    by_steps = resolve_training(Training(max_steps=10, batch_size=4, gradient_accumulation=2), {"train": 33})
-    assert by_steps == by_epochs == resolve_training(by_epochs, {"train": 33})
+    by_steps = resolve_training(Training(max_steps=10, batch_size=4, gradient_accumulation=2), 33)
+    assert by_steps == by_epochs == resolve_training(by_epochs, 33)
 
 
 # -- base models -----------------------------------------------------------------------------------

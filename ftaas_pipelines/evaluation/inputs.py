@@ -5,7 +5,7 @@ from typing import Literal
 from ftaas_pipelines.data.inputs import Inputs
 from ftaas_pipelines.projects.project import Evaluation
 
-EVALUATE_CONTRACT = 1
+EVALUATE_CONTRACT = 2
 
 
 class EvaluateInputs(Inputs):

@@ -179,7 +179,7 @@ class Ledger:
         """Refuse to write on a ledger that was cut, replaced or signed by another key."""
         count, era = last.seq if last else 0, self._era(connection)
         if last:
-            first = next(self._schema.rows(connection))
+            first = self._schema.first(connection)
             if not self.is_authentic(Entry.of(first)):
                 raise FtaasError(
                     "the ledger was signed with another key",

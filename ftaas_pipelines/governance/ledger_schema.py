@@ -229,6 +229,11 @@ def rows(connection: sa.Connection) -> Iterator[Row]:
         yield Row(*row)
 
 
+def first(connection: sa.Connection) -> Row:
+    """The entry that the ledger began with."""
+    return Row(*connection.execute(sa.select(ENTRIES).order_by(ENTRIES.c.seq).limit(1)).one())
+
+
 def newest(
     connection: sa.Connection,
     limit: int | None,

@@ -198,12 +198,10 @@ def _file_digest(file: Path) -> str:
 
 def load_tokenizer(path: Path) -> "PreTrainedTokenizerBase":
     """The tokenizer of a base, ready for training and serving: with a pad token and a chat template."""
-    import transformers
     from transformers import AutoTokenizer
 
     from ftaas_pipelines.inference import templates
 
-    transformers.utils.logging.set_verbosity_error()  # that a text is long is for `max_seq_tokens` to say
     kind = family(path)
     if kind == "vision":
         return load_processor(path).tokenizer

@@ -8,7 +8,7 @@ assistant's) has no template around it, and a seq2seq base learns none.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ftaas_pipelines.errors import InputInvalid
 
@@ -92,7 +92,7 @@ def prompt_ids(
         show: vision: puts the tokens of its images into the text; as it is, one token stands for each.
     """
     if family == "seq2seq":
-        return list(tokenizer(source_text(messages))["input_ids"])
+        return _ids(tokenizer, source_text(messages), special=True)
     if family == "vision":
         messages = in_parts(messages)
     return _ids(tokenizer, show(prompt_text(tokenizer, messages)))
@@ -137,7 +137,7 @@ def example(
     if len(messages) == 1:
         return _text(tokenizer, messages[0]["content"], family, max_tokens)
     if family == "seq2seq":
-        answer = list(tokenizer(text_target=messages[-1]["content"])["input_ids"])
+        answer = list(tokenizer(text_target=messages[-1]["content"], verbose=False)["input_ids"])
         return Example(prompt_ids(tokenizer, messages[:-1], family)[:max_tokens], answer[:max_tokens])
     input_ids: list[int] = []
     labels: list[int] = []
@@ -169,9 +169,9 @@ def _text(tokenizer: "PreTrainedTokenizerBase", text: str, family: str, max_toke
             "a record of kind text",
             "choose a causal base, or leave the sources of format text out",
         )
-    ids = list(tokenizer(text)["input_ids"])
-    if ids[-1:] != [tokenizer.eos_token_id]:  # some tokenizers write it themselves
-        ids.append(tokenizer.eos_token_id)
+    ids, end = _ids(tokenizer, text, special=True), cast(int, tokenizer.eos_token_id)
+    if ids[-1:] != [end]:  # some tokenizers write it themselves
+        ids.append(end)
     return Example(ids[:max_tokens], ids[:max_tokens])
 
 
@@ -211,6 +211,10 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], a
     return text
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    """Tokens of rendered text, whose template already wrote any begin token."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, special: bool = False) -> list[int]:
+    """Tokens of a text; that it is too long is not for the tokenizer to say (`verbose`).
+
+    Args:
+        special: the tokenizer puts its own begin and end to it; a rendered template has them already.
+    """
+    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])

@@ -77,9 +77,8 @@ def _prepared(root: Path) -> tuple[Spec, Store]:
     store = Store(root / "checkpoints" / "store")
     splits = _splits(store, sent.inputs["splits"], data / "records")
     inputs = TrainInputs.model_validate({**sent.inputs, "splits": splits.digest})
-    counts = splits.content["counts"]
-    answers = counts["train"] * getattr(inputs.method, "generations", 1)  # as `resolve` counts them
-    steps = plan.resolve_training(inputs.training, {**counts, "train": answers})
+    examples = plan.examples_of(inputs.method, splits.content["counts"]["train"])
+    steps = plan.resolve_training(inputs.training, examples)
     fitted = resolve.training(steps, inputs.adapter, machine.found())
     inputs = inputs.model_copy(
         update={"training": fitted, "method": resolve.method(inputs.method, inputs.family)}

@@ -1,8 +1,8 @@
 """The steps of a training, worked out before anything heavy is loaded. Pure."""
 
 import math
-from collections.abc import Mapping
 
+from ftaas_pipelines.projects.method import Method
 from ftaas_pipelines.projects.recipe import Training
 
 EVALUATIONS, CHECKPOINTS, LOGS = 10, 10, 60
@@ -10,16 +10,16 @@ VALIDATION_ROWS = 128
 EVALUATION_ROWS, EVALUATION_TOKENS = 32, 16_384
 
 
-def resolve_training(training: Training, counts: Mapping[str, int]) -> Training:
+def resolve_training(training: Training, examples: int) -> Training:
     """The training with every default written in that depends on the data.
 
     `epochs` is made to agree with `max_steps`, so that two ways of asking for the same steps are
     one input digest.
 
     Args:
-        counts: records of each split.
+        examples: of the training split, as `batch_size` counts them: see `examples_of`.
     """
-    per_epoch = steps_per_epoch(training, counts["train"])
+    per_epoch = steps_per_epoch(training, examples)
     max_steps = training.max_steps or max(1, math.ceil(training.epochs * per_epoch))
     eval_steps = training.eval_steps or math.ceil(max_steps / EVALUATIONS)
     save_steps = training.save_steps or math.ceil(max_steps / CHECKPOINTS)
@@ -35,9 +35,14 @@ def resolve_training(training: Training, counts: Mapping[str, int]) -> Training:
     )
 
 
-def steps_per_epoch(training: Training, records: int) -> int:
-    """Optimizer steps that see every record once; the last may be smaller."""
-    batches = math.ceil(records / (training.batch_size * training.distributed.world))
+def examples_of(method: Method, records: int) -> int:
+    """What `batch_size` counts of so many records: a method that samples counts its answers."""
+    return records * getattr(method, "generations", 1)
+
+
+def steps_per_epoch(training: Training, examples: int) -> int:
+    """Optimizer steps that see every example once; the last may be smaller."""
+    batches = math.ceil(examples / (training.batch_size * training.distributed.world))
     return max(1, math.ceil(batches / training.gradient_accumulation))
 
 

@@ -38,12 +38,8 @@ def resolve(
     # How many rows packing leaves, (kto) how many answers pairs hold, or what some sources bring is known
     # once the records are read: the stage works the steps out then.
     later = how.kind == "kto" or getattr(how, "packing", "none") != "none" or bool(recipe.sources)
-    answers = counts["train"] * getattr(how, "generations", 1)  # what a batch of an online method counts
-    steps = (
-        asked
-        if later and asked.max_steps is None
-        else plan.resolve_training(asked, {**counts, "train": answers})
-    )
+    examples = plan.examples_of(how, counts["train"])
+    steps = asked if later and asked.max_steps is None else plan.resolve_training(asked, examples)
     return Resolved(how, adapter, training(steps, adapter, machine))
 
 

@@ -97,8 +97,8 @@ def train(
         materials = materials.with_tokenizer()
         method = methods.of(inputs)
         data = method.data(materials)
-        answers = len(data.train) * getattr(inputs.method, "generations", 1)  # as in resolve
-        training = plan.resolve_training(inputs.training, {"train": answers})
+        examples = plan.examples_of(inputs.method, len(data.train))
+        training = plan.resolve_training(inputs.training, examples)
         materials = materials.with_inputs(inputs.model_copy(update={"training": training}))
         exhausted.require_memory(materials, data)
         with exhausted.memory_errors(materials, data):

@@ -141,14 +141,14 @@ class _Shape:
         return cls((min(read * by, limit), min(written * by, limit)), (longest[0], min(limit, longest[1])))
 
 
-def _resolved(job: Job, lengths: Lengths) -> tuple[list[float], list[Training]]:
+def _resolved(job: Job, lengths: Lengths) -> tuple[list[int], list[Training]]:
     """How many examples there are at least, likely and at most, and what the training comes to on each."""
-    answers = getattr(job.method, "generations", 1)  # what a batch of an online method counts
-    counts = [rows * answers for rows in (lengths.rows.low, lengths.rows.value, lengths.rows.high)]
-    return counts, [plan.resolve_training(job.training, {"train": max(1, round(n))}) for n in counts]
+    rows = [max(1, round(n)) for n in (lengths.rows.low, lengths.rows.value, lengths.rows.high)]
+    counts = [plan.examples_of(job.method, n) for n in rows]
+    return counts, [plan.resolve_training(job.training, n) for n in counts]
 
 
-def _seen(resolved: list[Training], counts: list[float]) -> Figure:
+def _seen(resolved: list[Training], counts: list[int]) -> Figure:
     """Examples that are seen in all."""
     return Figure(*sorted(one.epochs * n for one, n in zip(resolved, counts, strict=True)))
 
