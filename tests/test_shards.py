@@ -346,7 +346,7 @@ def test_encodings(tmp_path: Path) -> None:
         ("a.jsonl", b"\n \r\n\n", "a.jsonl:1: the file is empty"),
         ("a.csv", b"\n\n", "a.csv:1: the file is empty"),
         ("a.txt", b"\xef\xbb\xbf\n", "a.txt:1: the file is empty"),
-        ("a.csv.gz", gzip.compress(b""), "a.csv.gz:1: the file is empty"),
+        ("a.csv.gz", gzip.compress(b"", mtime=0), "a.csv.gz:1: the file is empty"),
         ("a.csv", b"a,b\n\n", "a.csv:1: the file holds no rows (got CSV without a row)"),
         ("a.json", b"[ ]", "a.json:1: the file holds no rows (got JSON without a row)"),
         ("a.csv", b"a,a\n1,2\n", "a.csv:1: the column 'a' stands twice"),
@@ -357,7 +357,7 @@ def test_encodings(tmp_path: Path) -> None:
         ("a.json", b'{"rows": [\n{"a": 1}\n]}', "a.json:1: holds one object where a list"),
         ("a.csv", b'{"a": 1}\n', "a.csv:1: looks like JSONL and not like CSV"),
         ("a.jsonl", b'PK\x03\x04....', "a.jsonl: is a zip archive; unpack it"),
-        ("a.tar.gz", gzip.compress(b"a".ljust(257, b"\0") + b"ustar\0"), "a.tar.gz: is a tar archive"),
+        ("a.tar.gz", gzip.compress(b"a".ljust(257, b"\0") + b"ustar\0", mtime=0), "a.tar.gz: is a tar archive"),
         ("a.parquet", b"PAR1 and no more", "a.parquet:1: is not a whole Parquet file"),
     ],
 )  # fmt: skip
