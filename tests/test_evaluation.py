@@ -116,26 +116,30 @@ def test_loss_does_not_depend_on_padding_and_matches_transformers(loaded: Any) -
 
 def test_sampling_is_seeded_stop_strings_cut_and_streams_add_up(loaded: Any) -> None:
     from ftaas_pipelines.inference.decoding import Sampling
+    from ftaas_pipelines.inference.scheduler import Scheduler
 
     model, pairs = loaded
     prompts, warm = _asked(pairs[:4]), Sampling(temperature=1.0, top_p=0.9, seed=5)
     sampled = model.generate(prompts, max_new_tokens=12, sampling=warm)
     assert sampled[2] == model.generate([prompts[2]], max_new_tokens=12, sampling=warm)[0]
 
-    pieces: list[str] = []
-    whole = model.generate([prompts[0]], "lora", max_new_tokens=12, on_text=lambda _, t: pieces.append(t))[0]
-    assert "".join(pieces) == whole.text
+    scheduler = Scheduler(model)
+
+    def streamed(sampling: Sampling) -> tuple[Any, str]:
+        pieces: list[str] = []
+        ticket = scheduler.submit(
+            prompts[0], "lora", max_new_tokens=12, sampling=sampling, on_text=pieces.append
+        )
+        return ticket.result.result(), "".join(pieces)
+
+    whole, told = streamed(Sampling())
+    assert told == whole.text
+    assert whole == model.generate([prompts[0]], "lora", max_new_tokens=12)[0]
     stop = whole.text[3:5]
-    pieces.clear()
-    cut = model.generate(
-        [prompts[0]],
-        "lora",
-        max_new_tokens=12,
-        sampling=Sampling(stop=(stop,)),
-        on_text=lambda _, t: pieces.append(t),
-    )[0]
-    assert cut.text == whole.text[: whole.text.index(stop)] == "".join(pieces)
+    cut, told = streamed(Sampling(stop=(stop,)))
+    assert cut.text == whole.text[: whole.text.index(stop)] == told
     assert cut.finish_reason == "stop"
+    scheduler.close()
     assert model.generate([prompts[0]], "lora", max_new_tokens=1)[0].finish_reason in ("length", "stop")
 
 

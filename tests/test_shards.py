@@ -357,7 +357,7 @@ def test_encodings(tmp_path: Path) -> None:
         ("a.json", b'{"rows": [\n{"a": 1}\n]}', "a.json:1: holds one object where a list"),
         ("a.csv", b'{"a": 1}\n', "a.csv:1: looks like JSONL and not like CSV"),
         ("a.jsonl", b'PK\x03\x04....', "a.jsonl: is a zip archive; unpack it"),
-        ("a.tar.gz", gzip.compress(b"a".ljust(257, b"\0") + b"ustar\0", mtime=0), "a.tar.gz: is a tar archive"),
+        ("a.tar.gz", gzip.compress(b"a".ljust(257, b"\0") + b"ustar\0", mtime=0), "a.tar.gz: is a tar arch"),
         ("a.parquet", b"PAR1 and no more", "a.parquet:1: is not a whole Parquet file"),
     ],
 )  # fmt: skip

@@ -15,7 +15,7 @@ from ftaas_pipelines.inference import forward, templates
 from ftaas_pipelines.inference.forward import Network
 
 LABELS = "labels.json"
-_HEAD = "score"
+HEAD = "score"
 _SURE = 2.0**-52  # least probability of a label in `loss`, as in sklearn.metrics.log_loss
 
 
@@ -50,8 +50,17 @@ def load_whole(folder: Path, labels: list[str]) -> tuple[Network, Head]:
     return Network(model, tokenizer, "causal"), Head(labels, model.score.weight.detach())
 
 
+def head(base: Network, folder: Path, labels: list[str]) -> Head:
+    """The head of a low-rank classifier, on the base's device."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "adapter_model.safetensors")
+    (score,) = [name for name in weights if name.endswith(f".{HEAD}.weight")]
+    return Head(labels, weights[score].float().to(base.model.device))
+
+
 def load_beside(base: Network, peft: Any, name: str, folder: Path, labels: list[str]) -> tuple[Any, Head]:
-    """A low-rank classifier, taken into the base's network.
+    """A low-rank classifier that is no plain LoRA, taken into the base's network.
 
     Args:
         peft: the base wrapped by PEFT; None: it has no adapter yet.
@@ -63,17 +72,16 @@ def load_beside(base: Network, peft: Any, name: str, folder: Path, labels: list[
     from safetensors.torch import load_file
 
     config = cast(LoraConfig, LoraConfig.from_pretrained(str(folder)))
-    kept = {*(config.modules_to_save or ())} - {_HEAD}
+    kept = {*(config.modules_to_save or ())} - {HEAD}
     config.modules_to_save, config.task_type = sorted(kept) or None, "CAUSAL_LM"
     weights = load_file(folder / "adapter_model.safetensors")
-    (score,) = [name for name in weights if name.endswith(f".{_HEAD}.weight")]
-    head = Head(labels, weights.pop(score).float().to(base.model.device))
+    weights = {name: value for name, value in weights.items() if not name.endswith(f".{HEAD}.weight")}
     if peft is None:
         peft = PeftModel(cast(Any, base.model), config, adapter_name=name)
     else:
         peft.add_adapter(name, config)
     set_peft_model_state_dict(peft, weights, adapter_name=name)
-    return peft, head
+    return peft, head(base, folder, labels)
 
 
 def scores(network: Network, head: Head, prompts: list[list[int]]) -> torch.Tensor:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 import torch  # noqa: TID253 imported by stage programs and the engine only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: TID253
+from transformers.cache_utils import DynamicLayer  # noqa: TID253
 
 from ftaas_pipelines.inference import bases, pictures, templates
 from ftaas_pipelines.inference.templates import IGNORED, Example, Message
@@ -95,9 +96,18 @@ def load(folder: Path, images: Path | None = None) -> Network:
 class Steps(Protocol):
     """Rows being decoded together."""
 
+    @property
+    def joinable(self) -> bool:
+        """Whether other rows, begun later, can be decoded with these."""
+        ...
+
     def logits(self) -> torch.Tensor: ...
 
     def advance(self, tokens: list[int], going: list[int]) -> None: ...
+
+    def join(self, others: Any) -> None:
+        """Take rows of the same kind in, behind those that are here; both have been advanced."""
+        ...
 
 
 def begin(network: Network, prompts: list[list[int]], images: Sequence[pictures.Shown] = ()) -> Steps:
@@ -131,12 +141,47 @@ class CausalSteps:
         self._cache, self._seen = out.past_key_values, {}
         return out.logits[:, -1]
 
+    @property
+    def joinable(self) -> bool:
+        # A sliding window, or a state that is no list of keys and values, cannot be padded on the left.
+        layers = getattr(self._cache, "layers", [None])
+        return self._network.family == "causal" and all(type(layer) is DynamicLayer for layer in layers)
+
+    def join(self, others: "CausalSteps") -> None:
+        """Rows end together: the shorter side is padded on the left, in its mask and in its cache."""
+        width, other = self._mask.shape[1], others._mask.shape[1]
+        self._widen(other - width)
+        others._widen(width - other)
+        self._ids = torch.cat([self._ids, others._ids])
+        self._mask = torch.cat([self._mask, others._mask])
+        self._positions = torch.cat([self._positions, others._positions])
+        for mine, theirs in zip(self._cache.layers, others._cache.layers, strict=True):
+            mine.keys = torch.cat([mine.keys, theirs.keys])
+            mine.values = torch.cat([mine.values, theirs.values])
+
+    def _widen(self, by: int) -> None:
+        if by <= 0:
+            return
+        self._mask = torch.nn.functional.pad(self._mask, (by, 0))
+        for layer in self._cache.layers:
+            layer.keys = torch.nn.functional.pad(layer.keys, (0, 0, by, 0))
+            layer.values = torch.nn.functional.pad(layer.values, (0, 0, by, 0))
+
+    def _narrow(self) -> None:
+        """Drop what is padding in every row: the longest has left."""
+        gap = int(self._mask.any(0).int().argmax())
+        if gap and self.joinable:
+            self._mask = self._mask[:, gap:]
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, gap:], layer.values[:, :, gap:]
+
     def advance(self, tokens: list[int], going: list[int]) -> None:
         """Append a token to each row that goes on; the others leave mask and cache."""
         if len(going) < len(self._mask):
             keep = torch.tensor(going, device=self._mask.device)
             self._mask, self._positions = self._mask[keep], self._positions[..., keep, :]
             self._cache.batch_select_indices(keep)
+            self._narrow()
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=1)
         self._positions = self._positions[..., -1:] + 1
@@ -144,6 +189,8 @@ class CausalSteps:
 
 class Seq2SeqSteps:
     """Forward passes of an encoder-decoder: the encoder once, then the decoder with its cache."""
+
+    joinable = False  # its decoder counts places from the cache's beginning, padding included
 
     def __init__(self, network: Network, prompts: list[list[int]]):
         self._network = network
@@ -173,6 +220,9 @@ class Seq2SeqSteps:
             self._encoded.last_hidden_state = self._encoded.last_hidden_state[keep]
             self._cache.batch_select_indices(keep)
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
+
+    def join(self, others: Any) -> None:
+        raise NotImplementedError("not joinable")
 
 
 def batches(sequences: list[list[int]], size: int) -> Iterator[list[int]]:

@@ -6,6 +6,7 @@ gets `FALLBACK`. A **vision** base reads it likewise, its images in front of the
 assistant's) has no template around it, and a seq2seq base learns none.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -88,14 +89,40 @@ def prompt_ids(
 ) -> list[int]:
     """The tokens a model of this family is shown before it answers.
 
+    What reads like one of the tokenizer's own tokens (`<|assistant|>`) in a message is text, never a role.
+
     Args:
         show: vision: puts the tokens of its images into the text; as it is, one token stands for each.
     """
+    own = _own_tokens(tokenizer)
+    texts_of = [str(m.get("content") or "") for m in messages]
+    forged = [text for text in texts_of if any(token in text for token in own)]
     if family == "seq2seq":
-        return _ids(tokenizer, source_text(messages), special=True)
+        return _ids(tokenizer, source_text(messages), special=True, plain=bool(forged))
+    stand_ins = {text: f"\ue000{i}\ue001" for i, text in enumerate(dict.fromkeys(forged))}
+    messages = [
+        {**m, "content": stand_ins.get(t, m.get("content"))} for m, t in zip(messages, texts_of, strict=True)
+    ]
     if family == "vision":
         messages = in_parts(messages)
-    return _ids(tokenizer, show(prompt_text(tokenizer, messages)))
+    text = show(prompt_text(tokenizer, messages))
+    if not forged:
+        return _ids(tokenizer, text)
+    texts = list(stand_ins)
+    pieces = re.split("\ue000(\\d+)\ue001", text)  # template, number of a text, template, …
+    return [
+        token
+        for i, piece in enumerate(pieces)
+        for token in (_ids(tokenizer, texts[int(piece)], plain=True) if i % 2 else _ids(tokenizer, piece))
+    ]
+
+
+def _own_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The texts that a tokenizer reads as a token of its own: roles, ends, masks."""
+    added: dict[int, Any] = getattr(tokenizer, "added_tokens_decoder", {})
+    return sorted(
+        {*tokenizer.all_special_tokens, *(str(t) for t in added.values() if getattr(t, "special", False))}
+    )
 
 
 def in_parts(messages: Sequence[Message]) -> list[Message]:
@@ -211,10 +238,14 @@ def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], a
     return text
 
 
-def _ids(tokenizer: "PreTrainedTokenizerBase", text: str, special: bool = False) -> list[int]:
+def _ids(
+    tokenizer: "PreTrainedTokenizerBase", text: str, special: bool = False, plain: bool = False
+) -> list[int]:
     """Tokens of a text; that it is too long is not for the tokenizer to say (`verbose`).
 
     Args:
         special: the tokenizer puts its own begin and end to it; a rendered template has them already.
+        plain: what reads like one of its own tokens is text.
     """
-    return list(tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"])
+    options: dict[str, Any] = {"split_special_tokens": True} if plain else {}
+    return list(tokenizer(text, add_special_tokens=special, verbose=False, **options)["input_ids"])

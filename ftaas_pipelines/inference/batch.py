@@ -1,0 +1,247 @@
+"""Rows being answered together: each a prompt on its way, with its own adapter and its own sampling.
+
+The loop is our own: as fast a step as transformers' `generate`, but rows join and leave between steps, and
+a row's tokens never depend on its neighbours.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol, cast
+
+import torch  # noqa: TID253 imported by stage programs and the engine only
+from torch import Tensor  # noqa: TID253
+
+from ftaas_pipelines.inference import forward
+from ftaas_pipelines.inference.forward import Network
+from ftaas_pipelines.inference.pictures import Shown
+
+_UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+
+class Constraint(Protocol):
+    """What an answer must look like, token by token (a JSON schema)."""
+
+    def allow(self, logits: Tensor) -> Tensor:
+        """The `[vocab]` logits with what may not come next at minus infinity."""
+        ...
+
+    def accept(self, token: int) -> None:
+        """Go on behind a token, the end token included."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked. Temperature 0 is greedy and ignores `top_p` and `seed`.
+
+    Attributes:
+        top_logprobs: report each token's log probability, and those of so many likeliest; None: neither.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: Sequence[str] = ()
+    top_logprobs: int | None = None
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """A generated token's log probability (nats, at temperature 1), and those of the likeliest instead."""
+
+    token: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One answer.
+
+    Attributes:
+        token_ids: what was generated, without the end token.
+        finish_reason: `stop` for the end token or a stop string, `length` for the token limit.
+        scores: one a token of `token_ids`; None where not asked for.
+    """
+
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    scores: list[TokenScore] | None = None
+
+
+def room(network: Network, prompt: list[int], max_new_tokens: int) -> int:
+    """How many tokens an answer may have before the limit or the model's context ends."""
+    if network.context_tokens is None:
+        return max_new_tokens
+    return min(max_new_tokens, network.context_tokens - len(prompt))
+
+
+@dataclass(eq=False)
+class Row:
+    """One prompt on its way: its tokens so far, and when it is done.
+
+    Attributes:
+        room: most tokens of its answer.
+        on_text: called with each piece of text as it is certain (streaming).
+        first_at: when its first token came, `time.monotonic()`.
+    """
+
+    network: Network
+    adapter: str | None
+    prompt: list[int]
+    images: list[Shown]
+    room: int
+    sampling: Sampling = GREEDY
+    on_text: Callable[[str], None] | None = None
+    constraint: Constraint | None = None
+    tokens: list[int] = field(default_factory=list[int])
+    scores: list[TokenScore] = field(default_factory=list[TokenScore])
+    finish_reason: Literal["stop", "length"] = "length"
+    cancelled: bool = False
+    first_at: float = 0.0
+    _cut: int | None = None  # where a stop string begins in the text
+    _told: int = 0  # characters given to on_text
+
+    @cached_property
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.sampling.seed)
+
+    @property
+    def plain(self) -> bool:
+        """Whether its next token is simply the likeliest."""
+        return (
+            self.sampling.temperature <= 0 and self.constraint is None and self.sampling.top_logprobs is None
+        )
+
+    def pick(self, logits: Tensor) -> int:
+        """The next token from its `[vocab]` logits: the likeliest, or one draw from the nucleus `top_p`."""
+        logits = logits.float().cpu()
+        allowed = self.constraint.allow(logits) if self.constraint else logits
+        if self.sampling.temperature <= 0:
+            token = int(allowed.argmax())
+        else:
+            chances, tokens = (allowed / self.sampling.temperature).softmax(-1).sort(descending=True)
+            before = chances.cumsum(-1) - chances
+            chances = chances.masked_fill(before >= self.sampling.top_p, 0.0)
+            chances[0] = chances[0].clamp(min=1e-9)  # top_p 0 still leaves the best token
+            token = int(tokens[torch.multinomial(chances, 1, generator=self._generator)])
+        if self.constraint:
+            self.constraint.accept(token)
+        if self.sampling.top_logprobs is not None:
+            self._score(token, logits.log_softmax(-1), self.sampling.top_logprobs)
+        return token
+
+    def _score(self, token: int, scores: Tensor, likeliest: int) -> None:
+        values, tokens = scores.topk(likeliest)
+        top = list(zip(tokens.tolist(), values.tolist(), strict=True))
+        self.scores.append(TokenScore(token, float(scores[token]), top))
+
+    def take(self, token: int) -> bool:
+        """Add a token. Returns whether the answer goes on."""
+        if not self.first_at:
+            self.first_at = time.monotonic()
+        if token in self.network.ends:
+            self.finish_reason = "stop"
+            return self._tell(last=True)
+        self.tokens.append(token)
+        if self.sampling.stop:
+            text = self._text()
+            places = [text.find(s) for s in self.sampling.stop if s in text]
+            if places:
+                self._cut, self.finish_reason = min(places), "stop"
+                return self._tell(last=True)
+        return self._tell(last=len(self.tokens) >= self.room)
+
+    def _tell(self, last: bool) -> bool:
+        if self.on_text:
+            text = self._text()
+            held = 0 if last else max((len(s) - 1 for s in self.sampling.stop), default=0)
+            ready = text[: len(text) - held] if held else text
+            if len(ready) > self._told and (last or not text.endswith(_UNFINISHED_CHARACTER)):
+                self.on_text(ready[self._told :])
+                self._told = len(ready)
+        return not last
+
+    def _text(self) -> str:
+        text = cast(str, self.network.tokenizer.decode(self.tokens, skip_special_tokens=True))
+        return text[: self._cut]
+
+    def generation(self) -> Generation:
+        scores = self.scores[: len(self.tokens)] if self.sampling.top_logprobs is not None else None
+        return Generation(self._text(), self.tokens, self.finish_reason, len(self.prompt), scores)
+
+
+Working = Callable[[Sequence[str | None]], AbstractContextManager[None]]
+
+
+class Batch:
+    """Rows of one network, a token each a step.
+
+    Args:
+        working: holds the network with these adapters at work, one a row.
+    """
+
+    def __init__(self, network: Network, working: Working):
+        self.network, self._working = network, working
+        self.rows: list[Row] = []
+        self._steps: forward.Steps | None = None
+
+    @property
+    def joinable(self) -> bool:
+        """Whether rows can be added to those that are on their way."""
+        return self._steps is None or self._steps.joinable
+
+    def join(self, rows: Sequence[Row]) -> None:
+        """Read the prompts of more rows and pick their first tokens. Rows without room are done already.
+
+        Those before must be none, or joinable.
+        """
+        new = [r for r in rows if r.room > 0]
+        if not new:
+            return
+        images = [image for r in new for image in r.images]
+        with self._working([r.adapter for r in new]), torch.inference_mode():
+            steps = forward.begin(self.network, [r.prompt for r in new], images)
+            going = _advance(steps, new)
+            if going and self._steps is not None:
+                self._steps.join(steps)
+            elif going:
+                self._steps = steps
+        self.rows += going
+
+    def step(self) -> None:
+        """One more token for every row; those that are done, or cancelled, leave."""
+        steps = self._steps
+        assert steps is not None, "nobody has joined"
+        with self._working([r.adapter for r in self.rows]), torch.inference_mode():
+            self.rows = _advance(steps, self.rows)
+        if not self.rows:
+            self._steps = None
+
+
+def _advance(steps: forward.Steps, rows: list[Row]) -> list[Row]:
+    """Pick the next token of each row. Returns those that go on."""
+    logits = steps.logits()
+    best: list[Any] = logits.argmax(-1).tolist()
+    picked = [b if r.plain else r.pick(logits[i]) for i, (r, b) in enumerate(zip(rows, best, strict=True))]
+    going = _close_ranks(
+        [row.take(token) and not row.cancelled for row, token in zip(rows, picked, strict=True)]
+    )
+    if going:
+        steps.advance([picked[i] for i in going], going)
+    return [rows[i] for i in going]
+
+
+def _close_ranks(goes_on: list[bool]) -> list[int]:
+    """Who goes on, in a new order: the last take the places of those that leave, the others keep theirs."""
+    going = [i for i, goes in enumerate(goes_on) if goes]
+    behind = [i for i in going if i >= len(going)]
+    return [i if goes_on[i] else behind.pop() for i in range(len(going))]
