@@ -19,6 +19,7 @@ from ftaas_pipelines.inference import pictures
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
+from ftaas_pipelines.serving.desired import Terms
 from ftaas_pipelines.store import Artifact
 from resources.tracking import Tracking
 
@@ -116,7 +117,8 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
         str(line.base_path),
         line.project.serving.max_new_tokens,
     )
-    served = deployments.up(line.settings, environment, wanted, wait_s=HEALTHY_WITHIN_S)
+    terms = Terms(guard=line.policy.guard_of(line.project), answers=line.project.serving.answers)
+    served = deployments.up(line.settings, environment, wanted, HEALTHY_WITHIN_S, terms)
     entries = ledger.entries(("deployment", STOPPED), project=project, authentic=True)
     said = [e for e in entries if e.body["environment"] == environment]
     if not said or said[-1].kind == STOPPED or said[-1].subject != release.digest:

@@ -47,6 +47,7 @@ class Settings:
     mlflow_uri: str = _setting("", "MLflow tracking URI; empty: mlflow.db in home", True)
     store: str = _setting("", "folder of artifacts; empty: store in home")
     threads: int = _setting(1, "CPU threads of one stage or engine; part of what fixes a digest")
+    adapter_mib: int = _setting(0, "memory for the adapters of one engine, MiB; 0: no limit")
     data_runner: str = _setting("native", "native: this machine; ray: a Ray cluster, for the data plane")
     data_workers: int = _setting(0, "processes of the data plane; 0: one a core, at most 8")
     ray_address: str = _setting("", "address of the Ray cluster; empty: one is started on this machine")
@@ -55,6 +56,13 @@ class Settings:
     port_dagster: int = _setting(3000, "port of the Dagster UI")
     port_mlflow: int = _setting(5000, "port of the MLflow UI")
     port_label_studio: int = _setting(8080, "port of Label Studio")
+    access: str = _setting("", "open: no key is needed; required; empty: required in the production profile")
+    access_pepper: str = _setting("", "what API keys are hashed under; empty: access_pepper in home", True)
+    oidc_issuer: str = _setting("", "issuer whose tokens the endpoints take (OpenID Connect)")
+    oidc_audience: str = _setting("ftaas", "audience that such a token must name")
+    oidc_jwks: str = _setting("", "the issuer's public keys: a file or an https URL of a JWK set")
+    oidc_once: int = _setting(0, "1: a token (jti) is taken once")
+    limits_url: str = _setting("", "redis://… where gateways share what was asked; empty: in memory", True)
     lease_wait_s: int = _setting(3600, "seconds to wait for another run that makes the same thing")
     alert_webhook: str = _setting("", "URL that gets a JSON POST when a run fails", True)
     alert_email: str = _setting("", "address that gets a mail when a run fails")
@@ -88,6 +96,11 @@ class Settings:
         user = getpass.getuser()
         pairs = (pair.partition("=") for pair in self.actor_map.split(",") if pair.strip())
         return {k.strip(): v.strip() for k, _, v in pairs}.get(user, user)
+
+    @property
+    def access_required(self) -> bool:
+        """Whether an endpoint answers only who gives a key or a token."""
+        return self.access == "required" or (self.access != "open" and self.profile == "production")
 
     def port(self, environment: str) -> int:
         return self.port_production if environment == "production" else self.port_staging

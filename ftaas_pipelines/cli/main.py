@@ -44,6 +44,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recipe": ("recipe:app", "How an adapter is made: list techniques, explain one, advise on a project."),
     "model": ("model:app", "Adapters, Bentos and base models: list, show, verify, bases."),
     "ask": ("ask:ask", "Ask a deployment a question."),
+    "answers": ("answers:app", "What was answered: list, show, export, erase, feedback."),
+    "key": ("key:app", "API keys of the endpoints: new, list, show, rotate, revoke."),
     "trace": ("trace:trace", "Everything behind an answer or a digest, down to the rows."),
     "ledger": ("ledger:app", "The record of everything decided: show, verify, export, backup, restore."),
     "store": ("store:app", "Where artifacts live: verify, gc."),

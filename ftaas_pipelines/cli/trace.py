@@ -16,6 +16,7 @@ from ftaas_pipelines.cli.trace_record import Record, read, words
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
 from ftaas_pipelines.serving import deployments
+from ftaas_pipelines.serving.answers import said_at
 from ftaas_pipelines.store import Artifact, Store, short
 
 _BEHIND = ("release", "bento", "evaluation", "conversion", "adapter", "splits", "dataset")
@@ -44,7 +45,10 @@ def trace(
                 "no answer with this id is on record", "response", subject, "mind the whole id"
             )
         digest = str(answer["release"])
-    chain = _chain(store, store.get(_whole(store, digest)))
+        texts = [answer.pop("prompt"), answer.pop("answer")]  # `ftaas answers show` shows them
+        answer["texts"] = "erased" if answer["erased_at"] else "kept" if any(texts) else "not kept"
+    # A request that was refused before a release was chosen has nothing behind it.
+    chain = _chain(store, store.get(_whole(store, digest))) if digest else []
     document = {
         "subject": subject,
         "as_of": as_of or None,
@@ -110,7 +114,7 @@ def _show(screen: Console, document: dict[str, Any]) -> None:
     tree = Tree(Text(document["subject"], style="bold"))
     answer, date = document["answer"], document["as_of"]
     if answer:
-        tree.add(Text(f"answered at {answer['at']} by {answer['project']} in {answer['environment']}"))
+        _show_answer(tree, answer)
     for artifact in document["artifacts"]:
         head = Text.assemble((artifact["kind"], "bold"), f" {artifact['digest']}")
         branch = tree.add(head if artifact["intact"] else head.append("  CHANGED SINCE IT WAS MADE", "red"))
@@ -122,6 +126,25 @@ def _show(screen: Console, document: dict[str, Any]) -> None:
         _show_lines(branch, f"up to {date}" if date else "", artifact["ledger"])
         _show_lines(branch, f"after {date}", artifact.get("since", []))
     screen.print(tree)
+
+
+def _show_answer(tree: Tree, answer: dict[str, Any]) -> None:
+    """Who asked, what became of it, how long it took, what the guard and the callers said."""
+    where = f"{answer['project'] or 'nobody'} in {answer['environment']}"
+    variant = f", {answer['variant']}" if answer["variant"] else ""
+    tree.add(Text(f"answered at {said_at(answer['at'])} by {where}{variant}"))
+    tree.add(Text(f"asked by {answer['caller'] or 'nobody known'}; texts {answer['texts']}"))
+    how = answer["error"] or answer["finish_reason"]
+    tokens = f"{answer['prompt_tokens']}+{answer['completion_tokens']} tokens, {answer['cost_usd']:.6f} USD"
+    tree.add(Text(f"status {answer['status']} ({how}), {tokens}"))
+    first, queue = answer["first_token_ms"], answer["queue_ms"]
+    tree.add(Text(f"{answer['total_ms']:.0f} ms: queue {queue:.0f}, first token at {first:.0f}"))
+    for seen in answer["guard"] or ():
+        what = f"{seen['rule']} {seen['kind']}: {seen['action']}, {seen['count']} times"
+        tree.add(Text(f"guard, {seen['where']}: {what}", "yellow"))
+    for one in answer["feedback"]:
+        words = "; ".join(str(one[name]) for name in ("thumb", "correction", "comment") if one[name])
+        tree.add(Text(f"feedback at {said_at(one['at'])} by {one['caller']}: {words or 'erased'}"))
 
 
 def _show_signed(branch: Tree, title: str, signed: list[dict[str, Any]]) -> None:

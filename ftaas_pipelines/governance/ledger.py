@@ -210,6 +210,7 @@ class Ledger:
         as_of: str | None = None,
         authentic: bool = False,
         limit: int | None = None,
+        after: int = 0,
     ) -> list[Entry]:
         """Entries in order, narrowed by kind, project, subject and time (ISO, inclusive by prefix).
 
@@ -218,11 +219,18 @@ class Ledger:
             authentic: leave out what this installation did not write unchanged. Whatever decides
                 something reads so.
             limit: only the newest so many.
+            after: only those behind this place in the chain (`seq`).
         """
         kinds = [kind] if isinstance(kind, str) else kind
         with self._database() as connection:
             newest = self._schema.newest(
-                connection, limit, kinds=kinds, project=project, subject=subject, as_of=as_of
+                connection,
+                limit,
+                kinds=kinds,
+                project=project,
+                subject=subject,
+                as_of=as_of,
+                after=after,
             )
             found = [Entry.of(row) for row in newest]
         return [e for e in reversed(found) if not authentic or self.is_authentic(e)]

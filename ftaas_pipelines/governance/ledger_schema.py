@@ -242,6 +242,7 @@ def newest(
     project: str | None = None,
     subject: str | None = None,
     as_of: str | None = None,
+    after: int = 0,
 ) -> list[Row]:
     """The newest entries, newest first, narrowed as `Ledger.entries`."""
     query = sa.select(ENTRIES).order_by(ENTRIES.c.seq.desc()).limit(limit)
@@ -252,6 +253,8 @@ def newest(
             query = query.where(column == value)
     if as_of:
         query = query.where(ENTRIES.c.at <= as_of + "~")
+    if after:
+        query = query.where(ENTRIES.c.seq > after)
     return [Row(*row) for row in connection.execute(query)]
 
 

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator
 
 from ftaas_pipelines.errors import Problem, Refusal
 from ftaas_pipelines.projects import yaml_lines
+from ftaas_pipelines.projects.guard import GuardRules, looser, together
 from ftaas_pipelines.projects.licences import Licences
 from ftaas_pipelines.projects.method import Distillation
 from ftaas_pipelines.projects.project import (
@@ -92,6 +93,7 @@ class PlatformPolicy(Section):
     experiments: Experiments = Experiments()
     break_glass: BreakGlass = BreakGlass()
     licences: Licences = Field(default=Licences(), description="of base models; a project may forbid more")
+    guard: GuardRules = Field(default=GuardRules(), description="what may not pass any endpoint")
 
     @field_validator("tiers")
     @classmethod
@@ -103,6 +105,10 @@ class PlatformPolicy(Section):
 
     def tier(self, project: Project) -> TierPolicy:
         return self.tiers[project.risk_tier]
+
+    def guard_of(self, project: Project) -> GuardRules:
+        """What an endpoint of this project lets pass: the stricter of policy and project, rule by rule."""
+        return together(project.serving.guard, self.guard)
 
     def signers(self, people: People, role: str) -> set[str]:
         """The e-mails (lower case) that may sign in a role: an owner never does where duties are separate."""
@@ -225,6 +231,11 @@ def _loosened(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:
     if margin > policy.max_champion_margin:
         what = f"loosens the platform policy, which allows at most {policy.max_champion_margin:g}"
         yield ("evaluation", "champion_margin"), what, f"{margin:g}", "lower it or leave it out"
+
+    for side, rule in looser(project.serving.guard, policy.guard):
+        own = getattr(getattr(project.serving.guard, side), rule)
+        what = "loosens the platform policy, which guards every endpoint more strictly"
+        yield ("serving", "guard", side, rule), what, str(own), "make it stricter or leave it out"
 
 
 def _too_few(policy: PlatformPolicy, project: Project) -> Iterator[_Conflict]:

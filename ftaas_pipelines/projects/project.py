@@ -10,8 +10,10 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects.adapter import Adapter
+from ftaas_pipelines.projects.answers import AnswerPolicy
 from ftaas_pipelines.projects.base_model import BaseModelRef
 from ftaas_pipelines.projects.dataset import Dataset
+from ftaas_pipelines.projects.guard import GuardRules
 from ftaas_pipelines.projects.licences import Licences
 from ftaas_pipelines.projects.recipe import Recipe
 from ftaas_pipelines.projects.section import Section
@@ -116,6 +118,12 @@ class Serving(Section):
     environments: list[Environment] = Field(default=["staging", "production"], min_length=1)
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
     smoke_questions: int = Field(default=8, ge=1, le=64, description="test prompts asked after a deployment")
+    guard: GuardRules = Field(
+        default=GuardRules(), description="what may not pass; stricter than the policy's, never looser"
+    )
+    answers: AnswerPolicy = Field(
+        default=AnswerPolicy(), description="what is kept of answers, and its price"
+    )
 
     @field_validator("environments")
     @classmethod

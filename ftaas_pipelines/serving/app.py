@@ -1,52 +1,89 @@
-"""The HTTP application inside the Bento: OpenAI's API over the loaded releases."""
+"""The HTTP application inside the Bento: OpenAI's API over the loaded releases.
 
+Services do not call it: the gateway does, which knows callers, limits and guards. A Bento that stands
+alone (an image) is called directly.
+"""
+
+import asyncio
+import hmac
 import json
-import queue
+import os
 import secrets
-import threading
-import time
-import traceback
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.serving import runtime
 from ftaas_pipelines.serving.engine import Engine
-from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, Shape, error
-from ftaas_pipelines.serving.runtime import ServedRelease
+from ftaas_pipelines.serving.openai_shapes import (
+    ChatRequest,
+    CompletionRequest,
+    RequestRefused,
+    Shape,
+    error,
+    invalid,
+)
+from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
+
+if TYPE_CHECKING:
+    from ftaas_pipelines.inference.batch import Generation
+    from ftaas_pipelines.inference.scheduler import Ticket
 
 
 class Meter:
-    """What `/metrics` shows. Unknown model names share one label: callers cannot grow the table."""
+    """What `/metrics` of an engine shows. Unknown models share one label: callers cannot grow the table."""
 
-    def __init__(self) -> None:
+    def __init__(self, engine: Engine) -> None:
+        disable_created_metrics()  # a time of birth beside every counter
         self.registry = CollectorRegistry()
-        labels = ("project", "release")
-        self._requests = Counter(
-            "ftaas_requests", "Answered requests", (*labels, "status"), registry=self.registry
+        names = ("project", "release")
+        kept: dict[str, Any] = {"registry": self.registry}
+        self._requests = Counter("ftaas_engine_requests", "Answers", (*names, "status"), **kept)
+        self._tokens = Counter("ftaas_engine_tokens", "Tokens read and written", (*names, "kind"), **kept)
+        self._queue = Histogram(
+            "ftaas_engine_queue_seconds", "Wait for a place in a batch", names, buckets=_SECONDS, **kept
         )
-        self._seconds = Histogram("ftaas_request_seconds", "Time to answer", labels, registry=self.registry)
-        self._tokens = Counter(
-            "ftaas_tokens", "Tokens read and written", (*labels, "kind"), registry=self.registry
+        self._beside = Histogram(
+            "ftaas_engine_batch_rows", "Rows of the batch that a request joined", buckets=_ROWS, **kept
         )
+        waiting = Gauge("ftaas_engine_waiting", "Requests that wait for a place in a batch", **kept)
+        waiting.set_function(lambda: engine.load_now()[0])
+        running = Gauge("ftaas_engine_running", "Requests that are being answered", **kept)
+        running.set_function(lambda: engine.load_now()[1])
 
     def refused(self, status: int, release: ServedRelease | None) -> None:
         self._requests.labels(*_names(release), str(status)).inc()
 
-    def answered(self, release: ServedRelease, started: float, prompt: int, completion: int) -> None:
+    def answered(self, release: ServedRelease, ticket: "Ticket", answer: "Generation") -> None:
         names = _names(release)
         self._requests.labels(*names, "200").inc()
-        self._seconds.labels(*names).observe(time.monotonic() - started)
-        self._tokens.labels(*names, "prompt").inc(prompt)
-        self._tokens.labels(*names, "completion").inc(completion)
+        self._tokens.labels(*names, "prompt").inc(answer.prompt_tokens)
+        self._tokens.labels(*names, "completion").inc(len(answer.token_ids))
+        self._queue.labels(*names).observe(ticket.queue_s)
+        self._beside.observe(ticket.beside)
+
+
+_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def _names(release: ServedRelease | None) -> tuple[str, str]:
@@ -58,101 +95,260 @@ class Answering:
 
     def __init__(self, engine: Engine, meter: Meter, request: ChatRequest | CompletionRequest):
         self.engine, self.meter, self.request = engine, meter, request
-        self.started = time.monotonic()
         self.release = engine.release(request.model)
         chat = isinstance(request, ChatRequest)
         self.shape = Shape(chat, request.model, self.release.adapter, self.release.release)
+        self.tickets: list[Ticket] = []
+        self._pieces: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
+        self._first: list[tuple[int, Any]] = []
 
-    def _generate(self, on_text: Any = None) -> Any:
-        from ftaas_pipelines.inference.decoding import Sampling
+    async def begin(self) -> None:
+        """Hand the prompt in, once for each answer asked for.
+
+        Raises:
+            RequestRefused: the release cannot take it.
+        """
+        from ftaas_pipelines.inference.batch import Sampling
 
         request = self.request
         prompt = request.prompt() if isinstance(request, ChatRequest) else request.messages_of()
         # torch wants a seed below 2**63; without one every sampled answer is a fresh draw.
         seed = secrets.randbits(62) if request.seed is None else request.seed
-        sampling = Sampling(request.temperature, request.top_p, seed, tuple(request.stops))
-        wanted = request.max_completion_tokens or request.max_tokens
-        room = self.engine.room(self.release, wanted)
-        answer = self.engine.generate(self.release, prompt, room, sampling, on_text)
-        self.engine.log(self.shape.id, self.release, answer)
-        tokens = len(answer.token_ids)
-        self.meter.answered(self.release, self.started, answer.prompt_tokens, tokens)
+        wanted = request.max_completion_tokens or request.max_tokens or self.release.max_new_tokens
+        loop = asyncio.get_running_loop()
+
+        def tell(index: int, piece: Any) -> None:  # in the scheduler's thread
+            loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
+
+        for i in range(request.n):
+            sampling = Sampling(
+                request.temperature, request.top_p, seed + i, tuple(request.stops), request.scores
+            )
+            on_text = (lambda text, i=i: tell(i, text)) if request.stream else None
+            ticket = await self.engine.submit(self.release, prompt, wanted, sampling, on_text)
+            ticket.result.add_done_callback(lambda done, i=i: tell(i, done))
+            self.tickets.append(ticket)
+
+    def cancel(self) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()
+
+    async def whole(self) -> dict[str, Any]:
+        """The body of the answer."""
+        try:
+            for ticket in self.tickets:
+                await asyncio.wrap_future(ticket.result)
+        except BaseException as failure:
+            self.cancel()
+            raise self._refusal(failure) from failure
+        answers = [self._done(ticket) for ticket in self.tickets]
+        return {
+            **self.shape.whole(answers, self.request, self.engine.text_of(self.release)),
+            **self._timing(),
+        }
+
+    def _done(self, ticket: "Ticket") -> "Generation":
+        answer = self._fits(ticket.result.result())
+        self.meter.answered(self.release, ticket, answer)
         return answer
 
-    def whole(self) -> dict[str, Any]:
-        a = self._generate()
-        with_ids = self.request.return_token_ids
-        return self.shape.whole(a.text, a.finish_reason, a.prompt_tokens, a.token_ids, with_ids)
+    def _fits(self, answer: "Generation") -> "Generation":
+        limit = self.engine.context_tokens(self.release)
+        if limit is not None and answer.prompt_tokens >= limit:
+            raise RequestRefused(
+                400,
+                f"The prompt has {answer.prompt_tokens} tokens, this model's context {limit}; shorten it",
+                "context_length_exceeded",
+                "messages",
+            )
+        return answer
 
-    def events(self) -> Iterator[str]:
-        """Server-sent events: a chunk for each piece of text, the finish reason, `[DONE]`."""
-        pieces: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    def _timing(self) -> dict[str, Any]:
+        """Our addition: where the time went, ms, and rows that were answered together."""
+        first = self.tickets[0]
+        timing = {
+            "queue_ms": round(first.queue_s * 1000, 3),
+            "first_token_ms": round(first.first_token_s * 1000, 3),
+            "total_ms": round(max(t.total_s for t in self.tickets) * 1000, 3),
+            "beside": first.beside,
+        }
+        return {"timing": timing}
 
-        def work() -> None:
+    @staticmethod
+    def _refusal(failure: BaseException) -> BaseException:
+        if isinstance(failure, InputInvalid):
+            return RequestRefused(400, str(failure), "invalid_image", "messages")
+        return failure
+
+    async def started(self) -> None:
+        """Wait for the first piece of text: what is wrong with the request shows before a stream begins.
+
+        Raises:
+            RequestRefused: the prompt is too long, or cannot be read.
+        """
+        i, piece = await self._pieces.get()
+        if not isinstance(piece, str):
             try:
-                pieces.put(self._generate(lambda _, text: pieces.put(text)))
-            except RequestRefused as refused:
-                pieces.put(refused)
-            except Exception as failure:
-                traceback.print_exc()
-                pieces.put(RequestRefused(500, f"{type(failure).__name__}: {failure}"))
+                self._fits(self.tickets[i].result.result())
+            except BaseException as failure:
+                self.cancel()
+                raise self._refusal(failure) from failure
+        self._first = [(i, piece)]
 
-        threading.Thread(target=work, daemon=True, name=self.shape.id).start()
-        yield _event(self.shape.chunk("", first=True))
-        while isinstance(piece := pieces.get(), str):
-            yield _event(self.shape.chunk(piece))
-        if isinstance(piece, RequestRefused):
-            self.meter.refused(piece.status, self.release)
-            yield _event(piece.body)
-            return
-        yield _event(self.shape.chunk(None, piece.finish_reason))
-        if self.request.stream_options.include_usage:
-            yield _event(self.shape.usage_chunk(piece.prompt_tokens, len(piece.token_ids)))
-        yield "data: [DONE]\n\n"
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events: a chunk for each piece of text, the finish reasons, `[DONE]`."""
+        left = len(self.tickets)
+        prompt_tokens = completion_tokens = 0
+        try:
+            for i in range(left):
+                yield _event(self.shape.chunk(i, "", first=True))
+            while left:
+                i, piece = self._first.pop() if self._first else await self._pieces.get()
+                if isinstance(piece, str):
+                    yield _event(self.shape.chunk(i, piece))
+                    continue
+                left -= 1
+                answer = self._done(self.tickets[i])
+                prompt_tokens = answer.prompt_tokens
+                completion_tokens += len(answer.token_ids)
+                scores = self.shape.scores(answer, self.request, self.engine.text_of(self.release))
+                yield _event(self.shape.chunk(i, None, answer.finish_reason, scores))
+            usage = self.shape.usage_chunk(prompt_tokens, completion_tokens)
+            if self.request.stream_options.include_usage:
+                yield _event({**usage, **self._timing()})
+            yield "data: [DONE]\n\n"
+        except Exception as failure:
+            refusal = self._refusal(failure)
+            if not isinstance(refusal, RequestRefused):
+                refusal = RequestRefused(500, f"{type(failure).__name__}: {failure}")
+            self.meter.refused(refusal.status, self.release)
+            yield _event(refusal.body)
+        finally:  # also when the caller hung up
+            self.cancel()
 
 
 def _event(body: dict[str, Any]) -> str:
     return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
 
 
+class _Gone(Exception):
+    """The caller hung up before the answer was there."""
+
+
+async def _unless_gone(http: HttpRequest, answering: Answering) -> dict[str, Any]:
+    """The whole answer; generating stops as soon as the caller hangs up."""
+    work = asyncio.ensure_future(answering.whole())
+    gone = asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        raise _Gone
+    finally:
+        gone.cancel()
+        if not work.done():
+            answering.cancel()
+            work.cancel()
+
+
+async def _gone(http: HttpRequest) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass
+
+
 def application(engine: Engine) -> FastAPI:
     """The application over an engine that may still be empty: it is loaded when the service starts."""
     app = FastAPI(title="ftaas", version="1", docs_url=None, redoc_url=None)
-    meter = Meter()
+    meter = Meter(engine)
     _errors(app, meter)
     _pages(app, meter)
+    _private(app, engine)
 
-    def answer(request: ChatRequest | CompletionRequest) -> Response:
+    async def answer(request: ChatRequest | CompletionRequest, http: HttpRequest) -> Response:
         answering = Answering(engine, meter, request)
+        try:
+            await answering.begin()
+            if request.stream:
+                await answering.started()
+        except BaseException:
+            answering.cancel()
+            raise
         if request.stream:
             return StreamingResponse(answering.events(), media_type="text/event-stream")
-        return JSONResponse(answering.whole())
+        try:
+            return JSONResponse(await _unless_gone(http, answering))
+        except _Gone:
+            return Response(status_code=499)  # nobody reads it
 
     @app.post("/v1/chat/completions")
-    def chat_completions(request: ChatRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def chat_completions(  # pyright: ignore[reportUnusedFunction]
+        request: ChatRequest, http: HttpRequest
+    ) -> Response:
         """Answer a conversation."""
-        return answer(request)
+        return await answer(request, http)
 
     @app.post("/v1/completions")
-    def completions(request: CompletionRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
+    async def completions(  # pyright: ignore[reportUnusedFunction]
+        request: CompletionRequest, http: HttpRequest
+    ) -> Response:
         """Answer a text; the model reads it as one user message."""
-        return answer(request)
+        return await answer(request, http)
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> None:  # pyright: ignore[reportUnusedFunction]
+        raise RequestRefused(
+            400, "No model here makes embeddings: these are answers of fine-tuned models", "not_supported"
+        )
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def models() -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """The projects that answer here."""
         return {"object": "list", "data": [_card(r) for _, r in sorted(engine.releases.items())]}
 
     @app.get("/v1/models/{model}")
-    def model(model: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    async def model(model: str) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """One of them."""
         return _card(engine.release(model))
 
     @app.api_route("/v1/{path:path}", methods=["GET", "POST", "PUT", "DELETE"], include_in_schema=False)
-    def nowhere(path: str, request: HttpRequest) -> None:  # pyright: ignore[reportUnusedFunction]
+    async def nowhere(path: str, request: HttpRequest) -> None:  # pyright: ignore[reportUnusedFunction]
         raise RequestRefused(404, f"{request.method} /v1/{path} is not known; see /docs", "not_found")
 
     return app
+
+
+class _Door:
+    """Lets in who has the token. Plain ASGI: it costs next to nothing, and hides no hang-up."""
+
+    def __init__(self, app: ASGIApp, token: str):
+        self._app, self._token = app, token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in ("/livez", "/readyz"):
+            given = dict(scope["headers"]).get(runtime.TOKEN_HEADER.encode(), b"")
+            if not hmac.compare_digest(given, self._token):
+                refused = JSONResponse(error(401, "This is an engine; ask the gateway", "engine_token"), 401)
+                await refused(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _private(app: FastAPI, engine: Engine) -> None:
+    """The supervisor's own door: it alone says what is loaded, and none but the gateway asks.
+
+    Without a token in the environment (a Bento that stands alone) the door is not there, and all may ask.
+    """
+    token = os.environ.get(runtime.TOKEN_VARIABLE, "")
+    if not token:
+        return
+
+    app.add_middleware(_Door, token=token)
+
+    @app.put("/releases", include_in_schema=False)
+    async def releases(request: HttpRequest) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        state = RuntimeState.of((await request.body()).decode(), Path())
+        await asyncio.to_thread(engine.load, state)
+        return {"loaded": sorted(engine.releases), "problems": engine.problems}
 
 
 def _card(release: ServedRelease) -> dict[str, Any]:
@@ -175,14 +371,11 @@ def _errors(app: FastAPI, meter: Meter) -> None:
         meter.refused(failure.status, None)
         return JSONResponse(failure.body, failure.status)
 
-    async def invalid(_: HttpRequest, failure: Exception) -> Response:
+    async def malformed(_: HttpRequest, failure: Exception) -> Response:
         assert isinstance(failure, RequestValidationError)
         meter.refused(400, None)
-        first = failure.errors()[0]
-        place = [str(p) for p in first["loc"] if p != "body"]
-        message = first["msg"].removeprefix("Value error, ")
-        text = f"{'.'.join(place)}: {message}" if place else message
-        return JSONResponse(error(400, text, "invalid_value", place[0] if place else None), 400)
+        refused = invalid(failure.errors())
+        return JSONResponse(refused.body, refused.status)
 
     async def http(_: HttpRequest, failure: Exception) -> Response:
         assert isinstance(failure, HTTPException)
@@ -193,7 +386,7 @@ def _errors(app: FastAPI, meter: Meter) -> None:
         return JSONResponse(error(500, f"{type(failure).__name__}: {failure}"), 500)
 
     app.add_exception_handler(RequestRefused, refused)
-    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, broken)
 

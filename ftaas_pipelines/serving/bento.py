@@ -52,7 +52,7 @@ def build(inputs: BentoInputs, adapter: Artifact, version: str, work: Path, targ
     shutil.move(built, target)
     # Added here, not through the build context: BentoML would copy a full model twice more.
     _copy_adapter(adapter, target / "src" / "adapter")
-    state = RuntimeState("", inputs.runtime, [_alone(inputs)], threads=inputs.threads)
+    state = RuntimeState("", inputs.runtime, [_alone(inputs)], inputs.threads, merge=True)
     (target / "src" / runtime.STANDALONE_STATE).write_text(state.as_json(), encoding="utf-8")
     _content_only(target / "bento.yaml")
     return f"{inputs.project}:{version}"

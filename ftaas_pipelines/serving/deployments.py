@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
-from ftaas_pipelines.serving import responses, supervisor_process
-from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Wanted
+from ftaas_pipelines.serving import answers, supervisor_process
+from ftaas_pipelines.serving.access import keys, tokens
+from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Terms, Wanted
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from ftaas_pipelines.store import Artifact, Store, short
 
@@ -63,8 +64,17 @@ def release_to_serve(
     )
 
 
-def up(settings: Settings, environment: str, release: ReleaseToServe, wait_s: float = 240.0) -> Deployment:
+def up(
+    settings: Settings,
+    environment: str,
+    release: ReleaseToServe,
+    wait_s: float = 240.0,
+    terms: Terms | None = None,
+) -> Deployment:
     """Serve a release: returns once it answers. What answered before does so until then.
+
+    Args:
+        terms: what its answers are held to; None: as before, or the defaults.
 
     Raises:
         InputInvalid: the public port belongs to someone else.
@@ -84,12 +94,17 @@ def up(settings: Settings, environment: str, release: ReleaseToServe, wait_s: fl
                 f"run `ftaas deployment unpin {release.project} --env {environment}` first",
             )
         answers = folder.state()["projects"].get(release.project, {}).get("state") == "running"
+        held = terms or (before.terms if before else Terms())
         if before is None:
-            desired.projects[release.project] = Wanted(release=release)
+            desired.projects[release.project] = Wanted(release=release, terms=held)
         elif before.release != release:
             same = before.release.release == release.release
             history = before.history if same else [*before.history, before.release][-HISTORY:]
-            desired.projects[release.project] = Wanted(release=release, pinned=before.pinned, history=history)
+            desired.projects[release.project] = Wanted(
+                release=release, pinned=before.pinned, history=history, terms=held
+            )
+        elif before.terms != held:
+            before.terms = held
         elif not answers:
             desired.attempt += 1  # asked again for what failed: the supervisor tries again
     return _settle(settings, folder, release, before, wait_s)
@@ -114,7 +129,9 @@ def rollback(settings: Settings, environment: str, project: str, wait_s: float =
                 do="see `ftaas deployment list`",
             )
         back = before.history[-1]
-        desired.projects[project] = Wanted(release=back, pinned=True, history=before.history[:-1])
+        desired.projects[project] = Wanted(
+            release=back, pinned=True, history=before.history[:-1], terms=before.terms
+        )
     return _settle(settings, folder, back, before, wait_s)
 
 
@@ -223,11 +240,11 @@ def deployment(settings: Settings, environment: str, project: str) -> Deployment
 
 
 def response(settings: Settings, response_id: str) -> dict[str, Any] | None:
-    """Which release gave an answer (see `serving.responses`), with its environment; None when unknown."""
+    """An answer as the inference log has it, with `environment` and `feedback`; None when unknown."""
     for environment in ENVIRONMENTS:
-        found = responses.find(Folder(settings.home, environment).responses, response_id)
-        if found:
-            return {**found, "environment": environment}
+        folder = Folder(settings.home, environment).answers
+        if found := answers.find(folder, response_id):
+            return {**found, "environment": environment, "feedback": answers.feedback_of(folder, response_id)}
     return None
 
 
@@ -260,8 +277,13 @@ def ask(
     if max_tokens:
         body["max_tokens"] = max_tokens
     started = time.monotonic()
+    pepper = keys.pepper(settings.home, settings.access_pepper)
+    token = tokens.operator_token(pepper, environment, settings.who)
+    headers = {"authorization": f"Bearer {token}"}
     try:
-        answer = httpx.post(f"{target.url}/v1/chat/completions", json=body, timeout=600, trust_env=False)
+        answer = httpx.post(
+            f"{target.url}/v1/chat/completions", json=body, headers=headers, timeout=600, trust_env=False
+        )
         content = answer.json()
     except (httpx.HTTPError, ValueError) as error:
         raise FtaasError(

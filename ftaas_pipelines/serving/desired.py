@@ -18,6 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ftaas_pipelines.projects.answers import AnswerPolicy
+from ftaas_pipelines.projects.guard import GuardRules
 from ftaas_pipelines.serving.runtime import ServedRelease
 
 HISTORY = 20
@@ -53,12 +55,25 @@ class ReleaseToServe(BaseModel):
         return ServedRelease(**{name: getattr(self, name) for name in names})
 
 
+class Terms(BaseModel):
+    """What a project's answers are held to: taken from policy and project when it is deployed."""
+
+    guard: GuardRules = GuardRules()
+    answers: AnswerPolicy = AnswerPolicy()
+
+
 class Wanted(BaseModel):
     """One project's place in an environment. `history` holds what was served before, newest last."""
 
     release: ReleaseToServe
     pinned: bool = False
     history: list[ReleaseToServe] = []
+    terms: Terms = Terms()
+
+    @property
+    def releases(self) -> list[ReleaseToServe]:
+        """All that must be loaded for it."""
+        return [self.release]
 
 
 class Desired(BaseModel):
@@ -78,6 +93,10 @@ class Folder:
     @property
     def engines(self) -> Path:
         return self.path / "engines"
+
+    @property
+    def answers(self) -> Path:
+        return self.path / "answers"
 
     @property
     def responses(self) -> Path:

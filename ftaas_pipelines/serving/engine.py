@@ -1,132 +1,218 @@
 """The engine inside the Bento: releases verified, loaded and asked. No HTTP here."""
 
-import time
+import asyncio
+import threading
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftaas_pipelines.errors import FtaasError, InputInvalid
+from ftaas_pipelines.errors import FtaasError
 from ftaas_pipelines.inference import bases, process
-from ftaas_pipelines.serving import responses, runtime
+from ftaas_pipelines.serving import runtime
 from ftaas_pipelines.serving.openai_shapes import RequestRefused, unknown_model
 from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
 from ftaas_pipelines.store import Artifact, short
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.inference.decoding import Generation, Model, Sampling
+    from ftaas_pipelines.inference.batch import Constraint, Sampling
+    from ftaas_pipelines.inference.decoding import Model
+    from ftaas_pipelines.inference.scheduler import Scheduler, Ticket
+
+
+@dataclass
+class _Base:
+    """One base model in memory, and the thread that answers with it."""
+
+    model: "Model"
+    scheduler: "Scheduler"
 
 
 class Engine:
     """The releases of one process. Those that fail verification are not loaded, and say why.
 
+    Adapters of many releases lie on one base; the least recently asked leave memory where `adapter_mib` of
+    the state is exceeded, and come back, verified again, when they are asked.
+
     Attributes:
-        releases: what answers, by project.
-        problems: why a project does not answer.
+        releases: what answers, by name (`ServedRelease.name`).
+        problems: why a release does not answer, by name.
     """
 
     def __init__(self) -> None:
         self.releases: dict[str, ServedRelease] = {}
         self.problems: dict[str, str] = {}
-        self._models: dict[str, Model] = {}
-        self._responses: Path | None = None
+        self._bases: dict[str, _Base] = {}
+        self._limit_bytes = 0
+        self._threads = 1
+        self._held: OrderedDict[str, int] = OrderedDict()  # adapter to bytes, least recently asked first
+        self._changing = threading.Lock()
+        self._asking = threading.Lock()  # an adapter is not removed between being found and being asked
+        self._merged = False
 
     def load(self, state: RuntimeState) -> None:
-        """Verify and load every release of a state. Never raises for a bad release."""
-        process.prepare(state.threads)
-        from ftaas_pipelines.inference.decoding import Model
+        """Make what answers equal to a state: verify and load what is new, forget what is gone.
 
-        self._responses = Path(state.responses) if state.responses else None
-        for release in state.releases:
-            try:
-                problem = _problem(release, state)
-                if problem is None:
-                    folder = release.base_path
-                    if folder not in self._models:
-                        self._models[folder] = Model(Path(folder), threads=state.threads)
-                    self._models[folder].add(release.project, Path(release.adapter_path))
-                    self._warm(release)
-            except Exception as error:
-                traceback.print_exc()
-                problem = f"{type(error).__name__}: {error}"
+        Never raises for a bad release. Requests go on meanwhile; those of a forgotten release end first.
+        """
+        with self._changing:
+            process.prepare(state.threads)
+            self._threads, self._limit_bytes = state.threads, state.adapter_mib << 20
+            wanted = {release.name: release for release in state.releases}
+            self.problems = {}
+            for name, release in wanted.items():
+                if self.releases.get(name) != release:
+                    self._try(name, release, state)
+            for name in self.releases.keys() - wanted.keys():
+                del self.releases[name]
+            self._forget({r.adapter for r in self.releases.values()})
+            if state.merge and len(self.releases) == 1 and not self._merged:
+                self._merged = any(b.model.merge(n) for b in self._bases.values() for n in b.model.adapters)
+
+    def _try(self, name: str, release: ServedRelease, state: RuntimeState) -> None:
+        try:
+            problem = _problem(release, state)
+            if problem is None and self._merged:
+                problem = "this process serves one release alone; start another for more"
             if problem is None:
-                self.releases[release.project] = release
-            else:
-                self.problems[release.project] = problem
+                self._hold(release)
+                self._warm(release)
+        except Exception as error:
+            traceback.print_exc()
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            self.releases[name] = release
+        else:
+            self.problems[name] = problem
+
+    def _base(self, folder: str) -> _Base:
+        if folder not in self._bases:
+            from ftaas_pipelines.inference.decoding import Model
+            from ftaas_pipelines.inference.scheduler import Scheduler
+
+            model = Model(Path(folder), threads=self._threads)
+            self._bases[folder] = _Base(model, Scheduler(model))
+        return self._bases[folder]
+
+    def _hold(self, release: ServedRelease) -> None:
+        """Have an adapter in memory; make room for it first."""
+        base, folder = self._base(release.base_path), Path(release.adapter_path)
+        if release.adapter in base.model.adapters:
+            return
+        size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+        self._make_room(size)
+        base.scheduler.between(lambda: base.model.add(release.adapter, folder)).result()
+        self._held[release.adapter] = size
+
+    def _make_room(self, size: int) -> None:
+        """Let the least recently asked go, but none that is answering."""
+        for adapter in list(self._held):
+            if not self._limit_bytes or sum(self._held.values()) + size <= self._limit_bytes:
+                return
+            self._let_go(adapter)
+
+    def _let_go(self, adapter: str) -> None:
+        """Free an adapter's memory, unless somebody is waiting for it or answered with it."""
+        for base in self._bases.values():
+            if adapter in base.model.adapters:
+                base.scheduler.between(lambda base=base: self._remove(base, adapter)).result()
+
+    def _remove(self, base: _Base, adapter: str) -> None:
+        with self._asking:
+            if adapter not in base.scheduler.in_use():
+                base.model.remove(adapter)
+                self._held.pop(adapter, None)
+
+    def _forget(self, wanted: set[str]) -> None:
+        """Free what no release names any more, as soon as nobody is answered with it."""
+        for adapter in [a for a in self._held if a not in wanted]:
+            self._let_go(adapter)
 
     def _warm(self, release: ServedRelease) -> None:
         """One token, so that the first caller does not wait for lazy loading, and bad weights show here."""
         prompt = [{"role": "user", "content": "ok"}]
-        self._models[release.base_path].generate([prompt], release.project, max_new_tokens=1)
+        self._base(release.base_path).scheduler.submit(
+            prompt, release.adapter, max_new_tokens=1
+        ).result.result()
 
     def release(self, model: str) -> ServedRelease:
-        """The release that answers for a model name.
+        """The release that answers for a name: a release's digest, or a project's where it has one only.
 
         Raises:
             RequestRefused: 404 for an unknown name, 503 for one that could not be loaded.
         """
+        if model in self.releases:
+            return self.releases[model]
+        named = [r for r in self.releases.values() if r.project == model]
+        if len(named) == 1:
+            return named[0]
         if model in self.problems:
             raise RequestRefused(503, f"'{model}' is not served: {self.problems[model]}", "release_invalid")
-        if model not in self.releases:
-            raise unknown_model(model, sorted(self.releases))
-        return self.releases[model]
+        raise unknown_model(model, sorted({r.project for r in self.releases.values()}))
 
-    def room(self, release: ServedRelease, wanted: int | None) -> int:
-        """How many tokens an answer may have: what is asked, at most what the release allows."""
-        return min(wanted or release.max_new_tokens, release.max_new_tokens)
-
-    def generate(
+    async def submit(
         self,
         release: ServedRelease,
         prompt: list[dict[str, Any]],
         max_new_tokens: int,
         sampling: "Sampling",
-        on_text: Callable[[int, str], None] | None = None,
-    ) -> "Generation":
-        """Answer one prompt.
+        on_text: Callable[[str], None] | None = None,
+        constraint: "Constraint | None" = None,
+    ) -> "Ticket":
+        """Hand a prompt in; at most as many tokens as the release allows.
 
         Raises:
-            RequestRefused: 400 when the prompt leaves no room in the model's context, or shows an image that
-                cannot be read, or any to a model that sees none.
+            RequestRefused: 400, the prompt shows an image to a model that sees none; 503, the adapter had
+                left memory for others, and is no longer what its digest says.
         """
         if release.family != "vision" and any("images" in message for message in prompt):
             raise RequestRefused(
                 400, f"'{release.project}' does not see images", "image_not_supported", "messages"
             )
-        model = self._models[release.base_path]
-        try:
-            answer = model.generate(
-                [prompt], release.project, max_new_tokens=max_new_tokens, sampling=sampling, on_text=on_text
-            )[0]
-        except InputInvalid as error:
-            raise RequestRefused(400, str(error), "invalid_image", "messages") from error
-        limit = model.context_tokens(release.project)
-        if limit is not None and answer.prompt_tokens >= limit:
-            raise RequestRefused(
-                400,
-                f"The prompt has {answer.prompt_tokens} tokens, this model's context {limit}; shorten it",
-                "context_length_exceeded",
-                "messages",
-            )
-        return answer
+        base = self._base(release.base_path)
+        while True:
+            with self._asking:
+                if release.adapter in base.model.adapters:
+                    if release.adapter in self._held:
+                        self._held.move_to_end(release.adapter)
+                    return base.scheduler.submit(
+                        prompt,
+                        release.adapter,
+                        max_new_tokens=min(max_new_tokens, release.max_new_tokens),
+                        sampling=sampling,
+                        on_text=on_text,
+                        constraint=constraint,
+                    )
+            problem = await asyncio.to_thread(self._bring_back, release)
+            if problem:
+                raise RequestRefused(503, f"'{release.project}' is not served: {problem}", "release_invalid")
 
-    def log(self, response_id: str, release: ServedRelease, answer: "Generation") -> None:
-        """Remember whose answer this was."""
-        if self._responses is None:
-            return
-        responses.append(
-            self._responses,
-            responses.Answered(
-                id=response_id,
-                project=release.project,
-                release=release.release,
-                adapter_digest=release.adapter,
-                base=release.base,
-                at=time.time(),
-                prompt_tokens=answer.prompt_tokens,
-                completion_tokens=len(answer.token_ids),
-            ),
-        )
+    def _bring_back(self, release: ServedRelease) -> str | None:
+        with self._changing:
+            problem = _adapter_problem(release)
+            if problem is None:
+                self._hold(release)
+            return problem
+
+    def context_tokens(self, release: ServedRelease) -> int | None:
+        """Most tokens of prompt and answer together; None without a limit."""
+        return self._base(release.base_path).model.context_tokens(release.adapter)
+
+    def text_of(self, release: ServedRelease) -> Callable[[list[int]], str]:
+        """What tokens of this release's model read as."""
+        tokenizer = self._base(release.base_path).model.network(release.adapter).tokenizer
+        return lambda ids: str(tokenizer.decode(ids))
+
+    def load_now(self) -> tuple[int, int]:
+        """Requests that wait, and that are being answered."""
+        schedulers = [b.scheduler for b in self._bases.values()]
+        return sum(s.waiting for s in schedulers), sum(s.running for s in schedulers)
+
+    def close(self) -> None:
+        for base in self._bases.values():
+            base.scheduler.close()
 
 
 def _problem(release: ServedRelease, state: RuntimeState) -> str | None:
@@ -139,6 +225,10 @@ def _problem(release: ServedRelease, state: RuntimeState) -> str | None:
         return f"the base model cannot be read: {error}"
     if base != release.base:
         return f"the base model is {short(base)}, the release names {short(release.base)}"
+    return _adapter_problem(release)
+
+
+def _adapter_problem(release: ServedRelease) -> str | None:
     artifact = Artifact("adapter", release.adapter, Path(release.adapter_path))
     try:
         found = list(artifact.problems())

@@ -3,9 +3,12 @@
 import asyncio
 import json
 import os
+import secrets
 import socket
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import httpx
@@ -13,8 +16,11 @@ import httpx
 from ftaas_pipelines.serving import runtime
 from ftaas_pipelines.serving.desired import Folder, ReleaseToServe
 from ftaas_pipelines.serving.runtime import RuntimeState
+from ftaas_pipelines.serving.upstream import Breaker
+from ftaas_pipelines.settings import Settings
 
 DRAIN_S = 60.0
+TOLD_WITHIN_S = 120.0
 _PROBE_S = 0.1
 
 
@@ -22,19 +28,22 @@ class EngineProcess:
     """A running Bento and how it fares.
 
     Attributes:
-        releases: what it was told to load.
-        loaded: the projects that it answers for; empty until it is up.
-        problems: project to why it was not loaded.
-        in_flight: requests that it is answering now.
+        releases: what it was told to load, by name.
+        loaded: names of the releases that it answers for; empty until it is up.
+        problems: name to why it was not loaded.
+        in_flight: requests that it is answering now, by name.
     """
 
-    def __init__(self, releases: tuple[ReleaseToServe, ...]):
-        self.releases = releases
+    def __init__(self, releases: Sequence[ReleaseToServe]):
+        self.releases = {r.release: r for r in releases}
         self.loaded: set[str] = set()
         self.problems: dict[str, str] = {}
-        self.in_flight = 0
+        self.in_flight: Counter[str] = Counter()
         self.started = time.monotonic()
         self.url = ""
+        self.breaker = Breaker()
+        self.headers = {runtime.TOKEN_HEADER: secrets.token_hex(16)}
+        self._environment, self._threads, self._adapter_mib = "", 1, 0
         self._process: asyncio.subprocess.Process | None = None
         self._state_file: Path | None = None
         self._ended: int | None = None
@@ -44,10 +53,8 @@ class EngineProcess:
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
-    def release_of(self, project: str) -> str | None:
-        """The release that it answers with for a project; None where it does not."""
-        found = (r.release for r in self.releases if r.project == project and project in self.loaded)
-        return next(found, None)
+    def answers(self, release: ReleaseToServe) -> bool:
+        return release.release in self.loaded and self.ended is None
 
     @property
     def up(self) -> bool:
@@ -59,21 +66,16 @@ class EngineProcess:
         """Its exit code, or None while it lives."""
         return self._ended
 
-    async def start(self, folder: Folder, threads: int, client: httpx.AsyncClient) -> None:
+    async def start(self, folder: Folder, settings: Settings, client: httpx.AsyncClient) -> None:
         """Start the process on a free loopback port, and begin to watch it."""
-        bento = Path(self.releases[0].bento_path)
+        bento = Path(next(iter(self.releases.values())).bento_path)
+        self._environment, self._threads = folder.environment, settings.threads
+        self._adapter_mib = settings.adapter_mib
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         folder.engines.mkdir(parents=True, exist_ok=True)
         self._state_file = folder.engines / f"{listener.getsockname()[1]}.json"
-        state = RuntimeState(
-            folder.environment,
-            self.releases[0].runtime,
-            [r.served() for r in self.releases],
-            str(folder.responses),
-            threads,
-        )
-        self._state_file.write_text(state.as_json(), encoding="utf-8")
+        self._state_file.write_text(self._state(), encoding="utf-8")
         # The very worker that `bentoml serve` starts. Its arbiter would be a second supervisor between
         # us and it, and imports everything twice (2.5 s against 1.1 s for an empty service).
         command = ["-m", "_bentoml_impl.worker.service", str(bento), "--fd", str(listener.fileno())]
@@ -84,11 +86,36 @@ class EngineProcess:
                 *command,
                 *options,
                 cwd=bento / "src",
-                env=_environ(folder, self._state_file, threads),
+                env=_environ(folder, self._state_file, settings.threads)
+                | {runtime.TOKEN_VARIABLE: self.headers[runtime.TOKEN_HEADER]},
                 pass_fds=[listener.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
             )
         self._tasks = [asyncio.create_task(self._wait()), asyncio.create_task(self._probe(client))]
+
+    def _state(self) -> str:
+        releases = list(self.releases.values())
+        served = [r.served() for r in releases]
+        state = RuntimeState(self._environment, releases[0].runtime, served, self._threads, self._adapter_mib)
+        return state.as_json()
+
+    async def tell(self, releases: Sequence[ReleaseToServe], client: httpx.AsyncClient) -> None:
+        """Have exactly these loaded, while it goes on answering. `loaded` and `problems` say how that went.
+
+        Raises:
+            httpx.HTTPError: it does not answer; what it has loaded is not known.
+        """
+        before, self.releases = self.releases, {r.release: r for r in releases}
+        try:
+            answer = await client.put(
+                f"{self.url}/releases", content=self._state(), headers=self.headers, timeout=TOLD_WITHIN_S
+            )
+            answer.raise_for_status()
+        except httpx.HTTPError:
+            self.releases = before
+            raise
+        told = answer.json()
+        self.loaded, self.problems = set(told["loaded"]), dict(told["problems"])
 
     async def _wait(self) -> None:
         assert self._process is not None and self._state_file is not None
@@ -104,20 +131,27 @@ class EngineProcess:
                 await asyncio.sleep(_PROBE_S)
                 continue
             if answer.status_code == 200:
-                self.loaded = {r.project for r in self.releases}
+                self.loaded = set(self.releases)
                 return
             try:
                 detail = json.loads(answer.text)
                 self.loaded, self.problems = set(detail["loaded"]), dict(detail["problems"])
             except (ValueError, KeyError, TypeError):
-                self.problems = {r.project: answer.text[:500] for r in self.releases}
+                self.problems = dict.fromkeys(self.releases, answer.text[:500])
             return
+
+    async def drained(self, names: Iterable[str] | None = None) -> None:
+        """Wait until it has answered what it is answering, for these releases or all; at most 60 s."""
+        deadline = time.monotonic() + DRAIN_S
+        of = None if names is None else set(names)
+        while self.ended is None and time.monotonic() < deadline:
+            if not any(n for name, n in self.in_flight.items() if of is None or name in of):
+                return
+            await asyncio.sleep(0.05)
 
     async def retire(self) -> None:
         """Let it finish what it is answering, then end it."""
-        deadline = time.monotonic() + DRAIN_S
-        while self.in_flight and self.ended is None and time.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self.drained()
         await self.end()
 
     async def end(self) -> None:

@@ -1,162 +1,211 @@
-"""The public door: routes a request to the engine that serves its model, and streams the answer back."""
+"""The public door of an environment: its paths. What happens to a request is in `request.py`."""
 
+import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import httpx
+from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client.parser import text_string_to_metric_families
-from starlette.applications import Starlette
-from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.staticfiles import StaticFiles
 
-from ftaas_pipelines.serving.engine_process import EngineProcess
-from ftaas_pipelines.serving.openai_shapes import error, unknown_model
+from ftaas_pipelines.serving import feedback, request
+from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, error
+from ftaas_pipelines.serving.request import Endpoint
+from ftaas_pipelines.serving.supervision import Supervisor
 
-_HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "host"}
-_PROXIED = ("/docs", "/openapi.json", "/swagger/{path:path}", "/v1/{path:path}")
+# Pure hints for people and fuzzers: the bodies are read, bounded, in `request.read`.
+_ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {"description": said}
+    for status, said in {
+        400: "the request is wrong, or a guard refused it",
+        401: "no valid key or token",
+        403: "the key may not do this",
+        404: "no such model",
+        408: "the body came too slowly",
+        413: "the body is too large",
+        429: "too many requests or tokens",
+        502: "the engine failed",
+        503: "nothing can answer now",
+    }.items()
+}
 
 
-class Gateway:
-    """Routes by `model`.
+def application(endpoint: Endpoint, supervisor: Supervisor) -> FastAPI:
+    """The ASGI application of the gateway."""
+    app = FastAPI(title="ftaas", version="1", docs_url=None, redoc_url=None)
+    _errors(app)
+    _api(app, endpoint, supervisor)
+    _pages(app)
+    _probes(app, endpoint, supervisor)
+    return app
 
-    Args:
-        serving: the engines that answer now.
-        status: the state of every wanted project, as in state.json.
-    """
 
-    def __init__(
-        self,
-        client: httpx.AsyncClient,
-        serving: Callable[[], Sequence[EngineProcess]],
-        status: Callable[[], dict[str, dict[str, Any]]],
-    ):
-        self._client, self._serving, self._status = client, serving, status
+def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
+    @app.post("/v1/chat/completions", responses=_ANSWERS, openapi_extra=_body(ChatRequest))
+    async def chat_completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Answer a conversation."""
+        return await request.answer(endpoint, http, "chat")
 
-    def application(self) -> Starlette:
-        methods = ["GET", "POST", "PUT", "PATCH", "DELETE"]
-        return Starlette(
-            routes=[
-                Route("/", lambda _: RedirectResponse("/docs")),
-                Route("/livez", lambda _: PlainTextResponse("\n")),
-                Route("/readyz", self._readyz),
-                Route("/metrics", self._metrics),
-                Route("/v1/models", self._models),
-                Route("/v1/completions", self._by_model, methods=["POST"]),
-                Route("/v1/chat/completions", self._by_model, methods=["POST"]),
-                *(Route(path, self._any, methods=methods) for path in _PROXIED),
-            ],
-            exception_handlers={404: _not_found, 405: _not_found, 500: _broken},
+    @app.post("/v1/completions", responses=_ANSWERS, openapi_extra=_body(CompletionRequest))
+    async def completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """Answer a text; the model reads it as one user message."""
+        return await request.answer(endpoint, http, "completion")
+
+    @app.post("/v1/feedback", responses=_ANSWERS, openapi_extra=_body(feedback.Given))
+    async def give_feedback(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+        """A thumb, a correction or a comment on an answer, by its id."""
+        return await feedback.take(endpoint, http)
+
+    @app.post("/v1/embeddings", include_in_schema=False)
+    async def embeddings() -> None:  # pyright: ignore[reportUnusedFunction]
+        raise RequestRefused(
+            400, "No model here makes embeddings: these are answers of fine-tuned models", "not_supported"
         )
 
-    async def _readyz(self, _: Request) -> Response:
-        waiting = {p: s for p, s in self._status().items() if s["state"] != "running"}
-        return JSONResponse({"waiting": waiting}, 503 if waiting or not self._serving() else 200)
+    @app.get("/v1/models", responses=_ANSWERS)
+    async def models(http: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """The projects that answer here, and whose the caller may ask."""
+        caller = endpoint.access.authenticate(http.headers.get("authorization"))
+        cards = [_card(supervisor, p) for p in endpoint.routes.projects if caller.may("models", p)]
+        return {"object": "list", "data": [card for card in cards if card]}
 
-    async def _by_model(self, request: Request) -> Response:
-        body = await request.body()
-        try:
-            asked = json.loads(body)
-            model = str(asked["model"])
-        except (ValueError, KeyError, TypeError):
-            return await self._any(request)  # the engine says what is wrong with it
-        known = self._status().get(model)
-        if known is None:
-            refused = unknown_model(model, sorted(self._status()))
-            return JSONResponse(refused.body, refused.status)
-        engines = [e for e in self._serving() if model in e.loaded]
-        if engines:
-            # While a project moves to another runtime two engines have it: the wanted release wins.
-            best = min(engines, key=lambda e: e.release_of(model) != known["release"])
-            return await self._forward(best, request, body)
-        return _unavailable(
-            f"'{model}' is {known['state']}" + (f": {known['reason']}" if known["reason"] else "")
+    @app.get("/v1/models/{model}", responses=_ANSWERS)
+    async def model(model: str, http: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+        """One of them."""
+        caller = endpoint.access.authenticate(http.headers.get("authorization"))
+        caller.require("models", model)
+        endpoint.routes.require_known(model)
+        endpoint.routes.choose(model, caller.id)
+        card = _card(supervisor, model)
+        assert card is not None
+        return card
+
+
+def _body(model: Any) -> dict[str, Any]:
+    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}_{{model}}")
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema)}}}}
+
+
+def _inline(schema: dict[str, Any]) -> dict[str, Any]:
+    """A schema with its definitions written where they are used: none of these is recursive."""
+    known: dict[str, Any] = schema.pop("$defs", {})
+
+    def filled(part: Any) -> Any:
+        if isinstance(part, list):
+            return [filled(p) for p in part]  # pyright: ignore[reportUnknownVariableType]
+        if not isinstance(part, dict):
+            return part
+        if "$ref" in part:
+            return filled(known[part["$ref"].rpartition("_")[2]])
+        return {k: filled(v) for k, v in part.items() if k != "discriminator"}
+
+    return filled(schema)
+
+
+def _card(supervisor: Supervisor, project: str) -> dict[str, Any] | None:
+    found = supervisor.target(project)
+    if found is None:
+        return None
+    release = found[1]
+    return {
+        "id": project,
+        "object": "model",
+        "created": 0,
+        "owned_by": "ftaas",
+        "release": release.release,
+        "adapter_digest": release.adapter,
+        "base": release.base,
+    }
+
+
+def _errors(app: FastAPI) -> None:
+    """Every error leaves in OpenAI's shape."""
+
+    async def refused(_: Request, failure: Exception) -> Response:
+        assert isinstance(failure, RequestRefused)
+        return JSONResponse(failure.body, failure.status, failure.headers)
+
+    async def http(asked: Request, failure: Exception) -> Response:
+        assert isinstance(failure, HTTPException)
+        known = failure.status_code not in (404, 405)
+        said = str(failure.detail) if known else f"{asked.method} {asked.url.path} is not known; see /docs"
+        body = error(failure.status_code, said, None if known else "not_found")
+        headers = dict(failure.headers or {})
+        return JSONResponse(body, failure.status_code, headers)
+
+    async def broken(_: Request, failure: Exception) -> Response:
+        return JSONResponse(error(500, f"{type(failure).__name__}; see the log", "internal"), 500)
+
+    app.add_exception_handler(RequestRefused, refused)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, broken)
+
+
+def _pages(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def home() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return RedirectResponse("/docs")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:  # pyright: ignore[reportUnusedFunction]
+        # BentoML carries Swagger UI; FastAPI's default would fetch it from a CDN.
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title="ftaas",
+            swagger_js_url="/swagger/swagger-ui-bundle.js",
+            swagger_css_url="/swagger/swagger-ui.css",
+            swagger_favicon_url="/swagger/favicon-light-32x32.png",
         )
 
-    async def _any(self, request: Request) -> Response:
-        wanted = request.path_params.get("path", "").removeprefix("models/")
-        engines = sorted(self._serving(), key=lambda e: wanted not in e.loaded)
-        if not engines:
-            return _unavailable("nothing is served yet")
-        return await self._forward(engines[0], request, await request.body())
-
-    async def _forward(self, engine: EngineProcess, request: Request, body: bytes) -> Response:
-        """Send a request on. Counted as in flight until its last byte has left."""
-        headers = {k: v for k, v in request.headers.items() if k not in _HOP_BY_HOP}
-        url = f"{engine.url}{request.url.path}" + (f"?{request.url.query}" if request.url.query else "")
-        engine.in_flight += 1
-        sent = self._client.build_request(request.method, url, headers=headers, content=body)
-        try:
-            answer = await self._client.send(sent, stream=True)
-        except httpx.HTTPError as failure:
-            engine.in_flight -= 1
-            return _unavailable(f"the engine went away ({type(failure).__name__}); it is being restarted")
-        except BaseException:
-            engine.in_flight -= 1
-            raise
-
-        async def done() -> None:
-            engine.in_flight -= 1
-            await answer.aclose()
-
-        kept = {k: v for k, v in answer.headers.items() if k not in _HOP_BY_HOP}
-        return _Counted(_raw(answer), answer.status_code, kept, done)
-
-    async def _pages(self, path: str) -> list[httpx.Response]:
-        """One page of every engine; one that just went away is left out."""
-        pages: list[httpx.Response] = []
-        for engine in self._serving():
-            with contextlib.suppress(httpx.HTTPError):
-                pages.append(await self._client.get(f"{engine.url}{path}", timeout=10))
-        return pages
-
-    async def _models(self, _: Request) -> Response:
-        cards = [card for page in await self._pages("/v1/models") for card in page.json()["data"]]
-        return JSONResponse({"object": "list", "data": sorted(cards, key=lambda c: c["id"])})
-
-    async def _metrics(self, _: Request) -> Response:
-        """The engines' metrics as one page: their samples differ by project, their families do not."""
-        lines: dict[str, list[str]] = {}
-        for page in await self._pages("/metrics"):
-            for family in text_string_to_metric_families(page.text):
-                head = [f"# HELP {family.name} {family.documentation}", f"# TYPE {family.name} {family.type}"]
-                rows = lines.setdefault(family.name, head)
-                for sample in family.samples:
-                    labels = ",".join(f'{k}="{v}"' for k, v in sample.labels.items())
-                    rows.append(f"{sample.name}{{{labels}}} {sample.value}")
-        return PlainTextResponse("\n".join(row for rows in lines.values() for row in rows) + "\n")
+    found = importlib.util.find_spec("bentoml")  # found, not loaded: it is heavy, and no part of this process
+    assert found is not None and found.origin is not None
+    assets = Path(found.origin).parent / "_internal" / "server" / "static_content"
+    app.mount("/swagger", StaticFiles(directory=assets), name="swagger")
 
 
-class _Counted(StreamingResponse):
-    """A streamed answer that gives its engine back even when the caller hangs up half-way."""
+def _probes(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
+    @app.get("/livez", include_in_schema=False)
+    async def livez() -> Response:  # pyright: ignore[reportUnusedFunction]
+        return PlainTextResponse("\n")
 
-    def __init__(self, content: AsyncIterator[bytes], status: int, headers: dict[str, str], done: Any):
-        super().__init__(content, status, headers)
-        self._done = BackgroundTask(done)
+    @app.get("/readyz", include_in_schema=False)
+    async def readyz() -> Response:  # pyright: ignore[reportUnusedFunction]
+        waiting = {p: s for p, s in supervisor.status().items() if s["state"] != "running"}
+        return JSONResponse({"waiting": waiting}, 503 if waiting or not supervisor.engines() else 200)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await self._done()
-
-
-async def _raw(answer: httpx.Response) -> AsyncIterator[bytes]:
-    async for piece in answer.aiter_raw():
-        yield piece
+    @app.get("/metrics", include_in_schema=False)
+    async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+        endpoint.meter.unlogged.set(endpoint.log.dropped)
+        return PlainTextResponse(endpoint.meter.page() + _joined(await _engine_pages(endpoint, supervisor)))
 
 
-def _unavailable(message: str) -> Response:
-    return JSONResponse(error(503, message, "not_ready"), 503, {"Retry-After": "2"})
+async def _engine_pages(endpoint: Endpoint, supervisor: Supervisor) -> list[str]:
+    """The metrics of every engine; one that just went away is left out."""
+
+    async def page(url: str, headers: dict[str, str]) -> str:
+        with contextlib.suppress(httpx.HTTPError):
+            return (await endpoint.client.get(f"{url}/metrics", headers=headers, timeout=10)).text
+        return ""
+
+    return list(await asyncio.gather(*(page(e.url, e.headers) for e in supervisor.engines())))
 
 
-async def _broken(_: Request, failure: Exception) -> Response:
-    return JSONResponse(error(500, f"{type(failure).__name__}: {failure}"), 500)
-
-
-async def _not_found(request: Request, _: Exception) -> Response:
-    message = f"{request.method} {request.url.path} is not known; see /docs"
-    return JSONResponse(error(404, message, "not_found"), 404)
+def _joined(pages: list[str]) -> str:
+    """Engines' metrics as one page, told apart by a label: a family stands once."""
+    lines: dict[str, list[str]] = {}
+    for number, page in enumerate(pages):
+        for family in text_string_to_metric_families(page):
+            name = family.name + ("_total" if family.type == "counter" else "")
+            head = [f"# HELP {name} {family.documentation}", f"# TYPE {name} {family.type}"]
+            rows = lines.setdefault(name, head)
+            for sample in family.samples:
+                labels = ",".join(f'{k}="{v}"' for k, v in {**sample.labels, "engine": number}.items())
+                rows.append(f"{sample.name}{{{labels}}} {sample.value}")
+    return "".join(f"{row}\n" for rows in lines.values() for row in rows)

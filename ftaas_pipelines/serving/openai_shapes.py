@@ -3,26 +3,52 @@
 import hashlib
 import time
 import uuid
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-_KINDS = {400: "invalid_request_error", 404: "invalid_request_error", 405: "invalid_request_error"}
+_KINDS = {429: "rate_limit_error", 403: "permission_error"}
+
+
+if TYPE_CHECKING:
+    from ftaas_pipelines.inference.batch import Generation
 
 
 class RequestRefused(Exception):
-    """A request that gets an error in OpenAI's shape."""
+    """A request that gets an error in OpenAI's shape.
 
-    def __init__(self, status: int, message: str, code: str | None = None, param: str | None = None):
+    Args:
+        headers: sent along, such as Retry-After.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        code: str | None = None,
+        param: str | None = None,
+        headers: dict[str, str] | None = None,
+    ):
         super().__init__(message)
-        self.status = status
+        self.status, self.code, self.headers = status, code, headers or {}
         self.body = error(status, message, code, param)
 
 
 def error(status: int, message: str, code: str | None = None, param: str | None = None) -> dict[str, Any]:
     """The body of an error response."""
-    kind = _KINDS.get(status, "server_error")
+    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def invalid(errors: Sequence[Any]) -> RequestRefused:
+    """400: what pydantic found wrong with a body, the first of it."""
+    first = errors[0]
+    place = [str(p) for p in first["loc"] if p != "body"]
+    message = str(first["msg"]).removeprefix("Value error, ")
+    text = f"{'.'.join(place)}: {message}" if place else message
+    return RequestRefused(400, text, "invalid_value", place[0] if place else None)
 
 
 def unknown_model(model: str, known: list[str]) -> RequestRefused:
@@ -85,9 +111,10 @@ class Request(BaseModel):
     top_p: float = Field(default=1.0, ge=0, le=1)
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     stop: str | list[str] | None = None
-    n: Literal[1] = 1
+    n: int = Field(default=1, ge=1, le=16)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
+    user: str | None = Field(default=None, max_length=256, description="whose requests stay with one variant")
     return_token_ids: bool = Field(default=False, description="our addition: the answer's token ids")
 
     @field_validator("temperature", "top_p", "n", "stream", "stream_options", mode="before")
@@ -100,7 +127,7 @@ class Request(BaseModel):
         """What would change the answer and is not done here is refused, never silently dropped."""
         extra = self.model_extra or {}
         plain_text: dict[str, Any] = {"type": "text"}
-        for name in ("tools", "functions", "logprobs", "top_logprobs", "logit_bias", "echo", "suffix"):
+        for name in ("tools", "functions", "logit_bias", "echo", "suffix"):
             if extra.get(name):
                 raise ValueError(f"'{name}' is not supported")
         if extra.get("response_format") not in (None, plain_text):
@@ -112,9 +139,20 @@ class Request(BaseModel):
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         return [s for s in stops if s]
 
+    @property
+    def scores(self) -> int | None:
+        """How many likeliest tokens to report with each token's log probability; None: none at all."""
+        return None
+
 
 class ChatRequest(Request):
     messages: list[ChatMessage] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+
+    @property
+    def scores(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
 
     @model_validator(mode="after")
     def _images_inside(self) -> "ChatRequest":
@@ -131,6 +169,11 @@ class CompletionRequest(Request):
     """A text completion: the prompt is put to the model as one user message."""
 
     prompt: str | list[str]
+    logprobs: int | None = Field(default=None, ge=0, le=5)
+
+    @property
+    def scores(self) -> int | None:
+        return self.logprobs
 
     @field_validator("prompt")
     @classmethod
@@ -144,6 +187,9 @@ class CompletionRequest(Request):
         return [{"role": "user", "content": str(self.prompt)}]
 
 
+TextOf = Callable[[list[int]], str]
+
+
 class Shape:
     """Builds the bodies of one answer: chat or text, whole or in chunks."""
 
@@ -153,22 +199,60 @@ class Shape:
         self._common = {"id": self.id, "created": int(time.time()), "model": model}
         self._ours = {"adapter_digest": adapter_digest, "release": release}
 
-    def whole(
-        self, text: str, finish: str, prompt_tokens: int, token_ids: list[int], with_ids: bool
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
-        if self.chat:
-            choice["message"] = {"role": "assistant", "content": text, "refusal": None}
-        else:
-            choice["text"] = text
-        if with_ids:
-            choice["token_ids"] = token_ids
-        usage = usage_of(prompt_tokens, len(token_ids))
+    def whole(self, answers: "Sequence[Generation]", request: Request, text_of: TextOf) -> dict[str, Any]:
+        """The body of all answers to a request, a choice each."""
+        choices: list[dict[str, Any]] = []
+        for index, answer in enumerate(answers):
+            scores = self.scores(answer, request, text_of)
+            choice: dict[str, Any] = {
+                "index": index,
+                "finish_reason": answer.finish_reason,
+                "logprobs": scores,
+            }
+            if self.chat:
+                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
+            else:
+                choice["text"] = answer.text
+            if request.return_token_ids:
+                choice["token_ids"] = answer.token_ids
+            choices.append(choice)
+        usage = usage_of(answers[0].prompt_tokens, sum(len(a.token_ids) for a in answers))
         kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._common, "object": kind, "choices": [choice], "usage": usage, **self._ours}
+        return {**self._common, "object": kind, "choices": choices, "usage": usage, **self._ours}
 
-    def chunk(self, text: str | None, finish: str | None = None, first: bool = False) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": 0, "finish_reason": finish, "logprobs": None}
+    def scores(self, answer: "Generation", request: Request, text_of: TextOf) -> dict[str, Any] | None:
+        """Log probabilities (nats) of an answer's tokens in OpenAI's shape; None where not asked for."""
+        if answer.scores is None:
+            return None
+        if self.chat:
+            return {
+                "content": [
+                    {
+                        **_scored(text_of([s.token]), s.logprob),
+                        "top_logprobs": [_scored(text_of([token]), value) for token, value in s.top],
+                    }
+                    for s in answer.scores
+                ],
+                "refusal": None,
+            }
+        tokens = [text_of([s.token]) for s in answer.scores]
+        starts = [0, *accumulate(len(t) for t in tokens)][: len(tokens)]
+        return {
+            "tokens": tokens,
+            "token_logprobs": [s.logprob for s in answer.scores],
+            "top_logprobs": [{text_of([t]): v for t, v in s.top} for s in answer.scores],
+            "text_offset": starts,
+        }
+
+    def chunk(
+        self,
+        index: int,
+        text: str | None,
+        finish: str | None = None,
+        scores: dict[str, Any] | None = None,
+        first: bool = False,
+    ) -> dict[str, Any]:
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": scores}
         if self.chat:
             role = {"role": "assistant"} if first else {}
             choice["delta"] = {**role, **({} if text is None else {"content": text})}
@@ -182,6 +266,11 @@ class Shape:
     def _chunk(self) -> dict[str, Any]:
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         return {**self._common, "object": kind, **self._ours}
+
+
+def _scored(token: str, value: float) -> dict[str, Any]:
+    # A token may be part of a character: its bytes are what the text of it alone shows.
+    return {"token": token, "logprob": value, "bytes": list(token.encode())}
 
 
 def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:

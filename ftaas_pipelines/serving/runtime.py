@@ -14,6 +14,8 @@ from ftaas_pipelines.store import file_digest
 STATE_VARIABLE = "FTAAS_RUNTIME_STATE"
 BASE_VARIABLE = "FTAAS_BASE_PATH"
 PARENT_VARIABLE = "FTAAS_LAUNCHER_PID"
+TOKEN_VARIABLE = "FTAAS_ENGINE_TOKEN"
+TOKEN_HEADER = "x-ftaas-engine"
 STANDALONE_STATE = "runtime_state.json"
 PACKAGE = Path(__file__).parent.parent
 _MODULES = (
@@ -25,7 +27,6 @@ _MODULES = (
     "serving/app.py",
     "serving/engine.py",
     "serving/openai_shapes.py",
-    "serving/responses.py",
     "serving/runtime.py",
     "serving/service.py",
 )
@@ -47,6 +48,11 @@ class ServedRelease:
     family: str
     max_new_tokens: int
 
+    @property
+    def name(self) -> str:
+        """What an engine knows it by: a project may have several releases there at once."""
+        return self.release or self.project
+
 
 @dataclass(frozen=True)
 class RuntimeState:
@@ -54,15 +60,18 @@ class RuntimeState:
 
     Attributes:
         runtime: the digest its own source must have.
-        responses: folder of the response log; empty: none is kept.
         threads: CPU threads of torch.
+        adapter_mib: memory for adapters, MiB; the least recently asked leave beyond it. 0: no limit.
+        merge: where there is one release, and it is a plain LoRA, work it into the base: nothing else can be
+            loaded then.
     """
 
     environment: str
     runtime: str
     releases: list[ServedRelease] = field(default_factory=list)
-    responses: str = ""
     threads: int = 1
+    adapter_mib: int = 0
+    merge: bool = False
 
     def as_json(self) -> str:
         return json.dumps(asdict(self), indent=2, sort_keys=True) + "\n"
@@ -70,10 +79,15 @@ class RuntimeState:
     @classmethod
     def read(cls, path: Path) -> "RuntimeState":
         """The state in a file; a relative adapter path starts at the file's folder."""
-        values: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return cls.of(path.read_text("utf-8"), path.parent)
+
+    @classmethod
+    def of(cls, text: str, folder: Path) -> "RuntimeState":
+        """The state in a JSON text; a relative adapter path starts at `folder`."""
+        values: dict[str, Any] = json.loads(text)
         rows: list[dict[str, Any]] = values.pop("releases")
         for row in rows:
-            row["adapter_path"] = str(path.parent / row["adapter_path"])
+            row["adapter_path"] = str(folder / row["adapter_path"])
         return cls(releases=[ServedRelease(**row) for row in rows], **values)
 
 

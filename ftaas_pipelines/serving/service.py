@@ -37,6 +37,7 @@ class Runtime:
         _engine.load(_state())
 
     def __is_ready__(self) -> bool:
+        # Told what to load, it may also be told to load nothing yet; standing alone, it must have its own.
         if _engine.problems or not _engine.releases:
             detail = {"loaded": sorted(_engine.releases), "problems": _engine.problems}
             raise HTTPException(503, json.dumps(detail))

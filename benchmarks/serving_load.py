@@ -1,0 +1,117 @@
+"""Asking a chat endpoint from many clients at once, and what that took. Used by `benchmarks.serving`."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+
+
+@dataclass
+class Load:
+    """What a load came to.
+
+    Attributes:
+        seconds: latency of each answered request.
+        around_s: of each, what was spent around generating (where the server says how long that took).
+        bodies: answers by the request's number.
+        failed: what went wrong, a line each.
+    """
+
+    wall_s: float = 0.0
+    seconds: list[float] = field(default_factory=list[float])
+    around_s: list[float] = field(default_factory=list[float])
+    first_s: list[float] = field(default_factory=list[float])
+    bodies: dict[int, dict[str, Any]] = field(default_factory=dict[int, dict[str, Any]])
+    failed: list[str] = field(default_factory=list[str])
+
+    @property
+    def per_s(self) -> float:
+        return len(self.seconds) / self.wall_s
+
+    def at(self, share: float, of: Sequence[float] | None = None) -> float:
+        """A percentile of the latencies (or of others), seconds."""
+        values = sorted(self.seconds if of is None else of)
+        return values[min(len(values) - 1, int(share * len(values)))] if values else float("nan")
+
+
+Body = Callable[[int], dict[str, Any]]
+
+
+def ask(
+    url: str,
+    body: Body,
+    *,
+    requests: int = 0,
+    seconds: float = 0.0,
+    clients: int = 1,
+    headers: dict[str, str] | None = None,
+    during: Callable[[], Any] | None = None,
+) -> Load:
+    """Put `requests` questions, or as many as fit into `seconds`, from so many clients at once.
+
+    Args:
+        body: the request of a number.
+        during: run in a thread while the load lasts.
+    """
+    return asyncio.run(_ask(url, body, requests, seconds, clients, headers or {}, during))
+
+
+async def _ask(
+    url: str,
+    body: Body,
+    requests: int,
+    seconds: float,
+    clients: int,
+    headers: dict[str, str],
+    during: Callable[[], Any] | None,
+) -> Load:
+    load, numbers = Load(), iter(range(requests or 1 << 60))
+    until = time.monotonic() + seconds if seconds else float("inf")
+    connector = aiohttp.TCPConnector(limit=0)
+    timeout = aiohttp.ClientTimeout(total=120)
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
+
+        async def client() -> None:
+            while time.monotonic() < until and (number := next(numbers, None)) is not None:
+                await _one(session, url, number, body(number), load)
+
+        began = time.monotonic()
+        other = asyncio.ensure_future(asyncio.to_thread(during)) if during else None
+        await asyncio.gather(*(client() for _ in range(clients)))
+        load.wall_s = time.monotonic() - began
+        if other:
+            await other
+    return load
+
+
+async def _one(
+    session: aiohttp.ClientSession, url: str, number: int, body: dict[str, Any], load: Load
+) -> None:
+    began = time.monotonic()
+    try:
+        async with session.post(url, json=body) as answer:
+            if answer.status != 200:
+                load.failed.append(f"{answer.status}: {(await answer.text())[:200]}")
+                return
+            if body.get("stream"):
+                await _first(answer, began, load)
+            else:
+                load.bodies[number] = await answer.json()
+            took = time.monotonic() - began
+            load.seconds.append(took)
+            if timing := answer.headers.get("server-timing"):
+                load.around_s.append(took - float(timing.rpartition("dur=")[2]) / 1000)
+    except (aiohttp.ClientError, TimeoutError) as error:
+        load.failed.append(f"{type(error).__name__}: {error}")
+
+
+async def _first(answer: aiohttp.ClientResponse, began: float, load: Load) -> None:
+    """Read a stream; note when its first text came."""
+    seen = False
+    async for line in answer.content:
+        if not seen and b'"content":"' in line and b'"content":""' not in line:
+            load.first_s.append(time.monotonic() - began)
+            seen = True

@@ -1,0 +1,213 @@
+"""What may pass, on the way in and on the way out, by the policy's rules.
+
+Personal data and secrets are seen by the data plane's own detectors. What is noticed is counted and told by
+rule and kind, never by value. `docs/guard.md` says what is looked for, and what is not.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ftaas_pipelines.data.cleaning.language import language_of
+from ftaas_pipelines.projects.guard import GuardRules, GuardSide, InputSide, OutputSide
+from ftaas_pipelines.serving.guard import injection, spotting
+from ftaas_pipelines.serving.guard.spotting import Spot
+from ftaas_pipelines.serving.openai_shapes import RequestRefused
+
+__all__ = ["Guard", "GuardStream", "Noticed", "OutputRefused"]
+
+Where = Literal["input", "output"]
+_WINDOW = 256  # characters before those that leave, in which words say what they are
+
+
+@dataclass(frozen=True)
+class Noticed:
+    """What a rule saw, never the value.
+
+    Attributes:
+        kind: what of the rule's things: `email`, `jwt`, a language, …
+    """
+
+    rule: str
+    kind: str
+    action: str
+    count: int
+    where: Where
+
+
+class OutputRefused(Exception):
+    """An answer that must not leave; the caller gets `content_filter`."""
+
+    def __init__(self, noticed: list[Noticed]):
+        super().__init__(", ".join(sorted({n.rule for n in noticed})))
+        self.noticed = noticed
+
+
+class Guard:
+    """The rules of one project, ready to use; safe for many requests at once."""
+
+    def __init__(self, rules: GuardRules):
+        self.rules = rules
+        self._input = spotting.Spotter(rules.input)
+        self._output = spotting.Spotter(rules.output)
+
+    def check_input(self, messages: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[Noticed]]:
+        """The messages as they may go on, redacted copies where a rule says so.
+
+        Raises:
+            RequestRefused: 400, `guard_input`; says which rule.
+        """
+        passed: list[dict[str, Any]] = []
+        noticed: list[Noticed] = []
+        for message in messages:
+            text = str(message.get("content") or "")
+            spots = self._input.spots(text)
+            noticed += _counted(spots, "input")
+            noticed += _whole_input(self.rules.input, text)
+            new = spotting.redacted(text, spots)
+            passed.append(message if new == text else {**message, "content": new})
+        if refusing := sorted({n.rule for n in noticed if n.action == "refuse"}):
+            said = f"The guard refuses this prompt: {', '.join(refusing)}"
+            raise RefusedInput(said, noticed)
+        return passed, noticed
+
+    def check_output(self, text: str) -> tuple[str, list[Noticed]]:
+        """An answer as it may leave.
+
+        Raises:
+            OutputRefused: it must not.
+        """
+        spots = self._output.spots(text)
+        noticed = [*_counted(spots, "output"), *_whole_output(self.rules.output, text)]
+        if any(n.action == "refuse" for n in noticed):
+            raise OutputRefused(noticed)
+        return spotting.redacted(text, spots), noticed
+
+    def redacted(self, text: str) -> str:
+        """A text that is kept beside an answer (feedback): redacted as an answer would be, never refused."""
+        return spotting.redacted(text, self._output.spots(text))
+
+    def stream(self) -> "GuardStream":
+        """Guards one answer that leaves piece by piece."""
+        return GuardStream(self.rules.output, self._output)
+
+
+class RefusedInput(RequestRefused):
+    """A prompt that a rule refuses."""
+
+    def __init__(self, said: str, noticed: list[Noticed]):
+        super().__init__(400, said, "guard_input", "messages")
+        self.noticed = noticed
+
+
+class GuardStream:
+    """Lets go of an answer as far as no rule can change it any more.
+
+    What left, in one piece, is what `check_output` makes of the whole; where it refuses the whole, nothing
+    from the refused place on has left.
+
+    Attributes:
+        noticed: what was seen in what has left.
+    """
+
+    def __init__(self, rules: OutputSide, spotter: spotting.Spotter):
+        self._rules, self._spotter = rules, spotter
+        self._text = ""
+        self._gone = 0  # characters of the text that have left, redacted or not
+        self.noticed: list[Noticed] = []
+
+    def feed(self, text: str) -> str:
+        """Take a piece of the answer; returns what may leave now.
+
+        Raises:
+            OutputRefused: a rule refuses what has come.
+        """
+        self._text += text
+        most = self._rules.max_characters
+        if most is not None and len(self._text) > most:
+            raise OutputRefused([Noticed("max_characters", "length", "refuse", 1, "output")])
+        if not self._spotter.changes and not _judges_the_whole(self._rules):
+            return self._let_go(len(self._text), [])
+        if _judges_the_whole(self._rules):
+            return ""
+        return self._up_to(self._spotter.safe_until(self._text, self._gone))
+
+    def end(self) -> str:
+        """The rest of the answer.
+
+        Raises:
+            OutputRefused: a rule refuses it.
+        """
+        noticed = _whole_output(self._rules, self._text)
+        if any(n.action == "refuse" for n in noticed):
+            raise OutputRefused(noticed)
+        rest = self._up_to(len(self._text), last=True)
+        if not self._spotter.changes:  # only flags: the text has left already
+            noticed += _counted(self._spotter.spots(self._text), "output")
+        self.noticed += noticed
+        return rest
+
+    def _up_to(self, until: int, last: bool = False) -> str:
+        if until <= self._gone:
+            return ""
+        start = max(0, self._gone - _WINDOW)
+        spots = [s.moved(start) for s in self._spotter.spots(self._text[start:])]
+        spots = [s for s in spots if s.start >= self._gone]
+        if not last:
+            # A place that reaches the end, or over the cut, may still grow.
+            until = min([until, *(s.start for s in spots if s.end > until)])
+        due = [s for s in spots if s.end <= until]
+        if refusing := [s for s in due if s.action == "refuse"]:
+            raise OutputRefused(_counted(refusing, "output"))
+        return self._let_go(until, due)
+
+    def _let_go(self, until: int, spots: Sequence[Spot]) -> str:
+        if until <= self._gone:
+            return ""
+        start, self._gone = self._gone, until
+        if self._spotter.changes:
+            self.noticed += _counted(spots, "output")
+        return spotting.redacted(self._text[start:until], [s.moved(-start) for s in spots])
+
+
+def _counted(spots: Sequence[Spot], where: Where) -> list[Noticed]:
+    seen = Counter((s.rule, s.kind, s.action) for s in spots)
+    return [Noticed(rule, kind, action, count, where) for (rule, kind, action), count in sorted(seen.items())]
+
+
+def _whole_input(rules: InputSide, text: str) -> list[Noticed]:
+    found = _whole(rules, text, "input")
+    if rules.injection != "off" and (kinds := injection.kinds(text)):
+        found += [Noticed("injection", kind, rules.injection, 1, "input") for kind in kinds]
+    return found
+
+
+def _whole_output(rules: OutputSide, text: str) -> list[Noticed]:
+    found = _whole(rules, text, "output")
+    if rules.json_only != "off" and not _is_json(text):
+        found.append(Noticed("json_only", "not JSON", rules.json_only, 1, "output"))
+    return found
+
+
+def _whole(rules: GuardSide, text: str, where: Where) -> list[Noticed]:
+    found: list[Noticed] = []
+    if rules.max_characters is not None and len(text) > rules.max_characters:
+        found.append(Noticed("max_characters", "length", "refuse", 1, where))
+    if rules.languages and (code := language_of(text)) and code not in rules.languages:
+        found.append(Noticed("languages", code, "refuse", 1, where))
+    return found
+
+
+def _judges_the_whole(rules: OutputSide) -> bool:
+    """Whether a rule may refuse an answer that only its end tells."""
+    return rules.json_only == "refuse" or bool(rules.languages)
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

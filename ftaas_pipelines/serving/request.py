@@ -1,0 +1,465 @@
+"""The one way through for every request, a function each, in this order.
+
+    authenticate -> read -> admit -> check_input -> route -> generate -> check_output -> meter -> record
+
+Whatever a step refuses leaves as an error in OpenAI's shape with a code of its own, is counted, and is
+recorded. `docs/serving.md` follows one request through this page.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import httpx
+import orjson
+from pydantic import ValidationError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from ftaas_pipelines.serving import upstream
+from ftaas_pipelines.serving.access import Access
+from ftaas_pipelines.serving.access.caller import Caller
+from ftaas_pipelines.serving.access.limits import Admission, Limits
+from ftaas_pipelines.serving.desired import Terms
+from ftaas_pipelines.serving.guard import Guard, Noticed, OutputRefused
+from ftaas_pipelines.serving.inference_log import Answered, InferenceLog
+from ftaas_pipelines.serving.meter import Meter
+from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, invalid
+from ftaas_pipelines.serving.routing import Routes, Target
+from ftaas_pipelines.serving.upstream import Reply
+
+MOST_BYTES = 4 << 20  # a body: long prompts and some images
+READ_WITHIN_S = 20.0  # a body that comes more slowly is not waited for
+_log = logging.getLogger("ftaas.request")
+_SHAPES = {"chat": ChatRequest, "completion": CompletionRequest}
+_PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
+
+
+@dataclass
+class Endpoint:
+    """What requests need on their way through one environment."""
+
+    environment: str
+    access: Access
+    limits: Limits
+    routes: Routes
+    client: httpx.AsyncClient
+    meter: Meter
+    log: InferenceLog
+    guards: Callable[[str], Guard]
+    terms: Callable[[str], Terms]
+
+
+@dataclass
+class Passage:
+    """One request on its way, and what is known of it so far."""
+
+    http: Request
+    kind: Literal["chat", "completion"]
+    at: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+    id: str = ""
+    caller: Caller | None = None
+    asked: ChatRequest | CompletionRequest | None = None
+    body: dict[str, Any] = field(default_factory=dict[str, Any])
+    admission: Admission | None = None
+    guard: Guard | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    noticed: list[Noticed] = field(default_factory=list[Noticed])
+    target: Target | None = None
+    answer: str = ""
+    finish: str = ""
+    status: int = 200
+    code: str = ""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    queue_ms: float = 0.0
+    first_token_s: float = 0.0
+    generate_ms: float = 0.0  # from the engine's taking it in to the last token, as the engine says
+    engine_s: float = 0.0
+    total_s: float = 0.0
+    cost_usd: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + uuid.uuid4().hex
+
+    @property
+    def project(self) -> str:
+        return self.asked.model if self.asked else ""
+
+    @property
+    def project_label(self) -> str:
+        return self.target.release.project if self.target else "unknown"
+
+    @property
+    def release(self) -> str:
+        return self.target.release.release if self.target else ""
+
+    @property
+    def variant(self) -> str:
+        return self.target.variant if self.target else ""
+
+    def refused(self, why: RequestRefused) -> None:
+        self.status, self.code = why.status, why.code or "refused"
+
+
+async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> Response:
+    """Answer one request, whole or as a stream."""
+    passage = Passage(http, kind)
+    with endpoint.meter.in_flight.track_inprogress():
+        try:
+            authenticate(endpoint, passage)
+            await read(passage)
+            await admit(endpoint, passage)
+            check_input(endpoint, passage)
+            route(endpoint, passage)
+            reply = await generate(endpoint, passage)
+            assert passage.asked is not None
+            if passage.asked.stream:
+                return StreamingResponse(
+                    _stream(endpoint, passage, reply), 200, _headers(passage), "text/event-stream"
+                )
+            body = check_output(passage, await _whole(passage, reply))
+            response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
+        except RequestRefused as why:
+            passage.refused(why)
+            response = JSONResponse(why.body, why.status, _headers(passage) | why.headers)
+        except asyncio.CancelledError:
+            passage.status, passage.code = 499, "caller_left"
+            await end(endpoint, passage)
+            raise
+        except Exception as failure:
+            _log.exception("request %s", passage.id)
+            why = RequestRefused(500, f"{type(failure).__name__}; see the log for {passage.id}", "internal")
+            passage.refused(why)
+            response = JSONResponse(why.body, 500, _headers(passage))
+        await end(endpoint, passage)
+        return response
+
+
+def authenticate(endpoint: Endpoint, passage: Passage) -> None:
+    """Who asks: by API key, by token, or (locally, where that is allowed) nobody in particular.
+
+    Raises:
+        RequestRefused: 401.
+    """
+    passage.caller = endpoint.access.authenticate(passage.http.headers.get("authorization"))
+
+
+async def read(passage: Passage) -> None:
+    """The body: of bounded size, in bounded time, in OpenAI's shape.
+
+    Raises:
+        RequestRefused: 400, 408 or 413.
+    """
+    raw = await body_of(passage.http)
+    try:
+        passage.asked = _SHAPES[passage.kind].model_validate_json(raw)
+        passage.body = orjson.loads(raw)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False)) from None
+    except (ValueError, RecursionError):
+        raise RequestRefused(400, "The body is not JSON", "invalid_json") from None
+
+
+async def body_of(http: Request) -> bytes:
+    """The bytes of a body: not too many, not too slow.
+
+    Raises:
+        RequestRefused: 408 or 413.
+    """
+    try:
+        async with asyncio.timeout(READ_WITHIN_S):
+            return await _bytes(http)
+    except TimeoutError:
+        raise RequestRefused(408, "The body came too slowly", "request_timeout") from None
+
+
+async def _bytes(http: Request) -> bytes:
+    too_large = RequestRefused(413, f"The body is larger than {MOST_BYTES >> 20} MiB", "request_too_large")
+    if int(http.headers.get("content-length") or 0) > MOST_BYTES:
+        raise too_large
+    pieces: list[bytes] = []
+    size = 0
+    async for piece in http.stream():
+        size += len(piece)
+        if size > MOST_BYTES:
+            raise too_large
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+async def admit(endpoint: Endpoint, passage: Passage) -> None:
+    """Whether this caller may ask this project, and has not asked too much.
+
+    Raises:
+        RequestRefused: 403; 404, no such project; 429; 503, the limits cannot be counted.
+    """
+    caller, asked = passage.caller, passage.asked
+    assert caller is not None and asked is not None
+    caller.require("answer", asked.model)
+    endpoint.routes.require_known(asked.model)
+    most = endpoint.routes.max_new_tokens(asked.model)
+    wanted = min(asked.max_completion_tokens or asked.max_tokens or most, most)
+    passage.messages = asked.prompt() if isinstance(asked, ChatRequest) else asked.messages_of()
+    characters = sum(len(m["content"]) for m in passage.messages)
+    passage.admission = await endpoint.limits.admit(caller, characters // 4 + wanted * asked.n)
+
+
+def check_input(endpoint: Endpoint, passage: Passage) -> None:
+    """What the project's guard says of the prompt: refuse it, or redact it and go on.
+
+    Raises:
+        RequestRefused: 400, `guard_input`.
+    """
+    passage.guard = endpoint.guards(passage.project)
+    passage.messages, passage.noticed = passage.guard.check_input(passage.messages)
+
+
+def route(endpoint: Endpoint, passage: Passage) -> None:
+    """Which release answers, and where it lies.
+
+    Raises:
+        RequestRefused: 503, nothing can answer for this project now.
+    """
+    assert passage.caller is not None and passage.asked is not None
+    passage.target = endpoint.routes.choose(passage.project, passage.asked.user or passage.caller.id)
+
+
+async def generate(endpoint: Endpoint, passage: Passage) -> Reply:
+    """Ask the engine. Returns once it begins to answer.
+
+    Raises:
+        RequestRefused: what the engine refused; 503, it went away.
+    """
+    target = passage.target
+    assert target is not None
+    body = {**passage.body, "model": target.release.release}
+    if any(n.action == "redact" for n in passage.noticed):
+        body |= _redacted(passage)
+    if passage.asked and passage.asked.stream:
+        body["stream_options"] = {"include_usage": True}  # counted also where the caller does not ask
+    begun = time.monotonic()
+    asking = upstream.ask(
+        endpoint.client,
+        target.url + _PATHS[passage.kind],
+        body,
+        target.headers,
+        target.breaker,
+        target.begun(),
+    )
+    reply = await _unless_gone(passage.http, asking)
+    passage.engine_s = time.monotonic() - begun
+    return reply
+
+
+def _redacted(passage: Passage) -> dict[str, Any]:
+    if passage.kind == "completion":
+        return {"prompt": passage.messages[0]["content"]}
+    plain = [m for m in passage.messages]
+    asked: list[dict[str, Any]] = passage.body["messages"]
+    return {
+        "messages": [
+            {**given, "content": _content(given["content"], m["content"])}
+            for given, m in zip(asked, plain, strict=True)
+        ]
+    }
+
+
+def _content(given: Any, text: str) -> Any:
+    """A message's content with its text replaced; its images stay."""
+    if isinstance(given, str):
+        return text
+    images = [part for part in given if part.get("type") == "image_url"]
+    return [{"type": "text", "text": text}, *images]
+
+
+async def _whole(passage: Passage, reply: Reply) -> dict[str, Any]:
+    begun = time.monotonic()
+    try:
+        return await _unless_gone(passage.http, reply.whole())
+    finally:
+        passage.engine_s += time.monotonic() - begun
+        await reply.close()
+
+
+def check_output(passage: Passage, body: dict[str, Any]) -> dict[str, Any]:
+    """What the guard says of a whole answer: let it go, redact it, or hold it back.
+
+    What is held back goes as an empty choice that ends with `content_filter`, as OpenAI does it.
+    """
+    assert passage.guard is not None
+    for choice in body["choices"]:
+        holder, name = (choice["message"], "content") if passage.kind == "chat" else (choice, "text")
+        passage.finish = choice["finish_reason"]
+        try:
+            holder[name], noticed = passage.guard.check_output(holder[name] or "")
+        except OutputRefused as why:
+            noticed = why.noticed
+            holder[name], choice["finish_reason"], choice["logprobs"] = "", "content_filter", None
+            choice.pop("token_ids", None)
+            passage.finish = "content_filter"
+        if any(n.action == "redact" for n in noticed):
+            choice["logprobs"] = None
+            choice.pop("token_ids", None)
+        passage.noticed += noticed
+        passage.answer += holder[name]
+    _note(passage, body)
+    body.pop("timing", None)
+    return {**body, "id": passage.id, "model": passage.project}
+
+
+def _note(passage: Passage, body: dict[str, Any]) -> None:
+    """What the engine says of tokens and time."""
+    usage, timing = body.get("usage") or {}, body.get("timing") or {}
+    passage.prompt_tokens = int(usage.get("prompt_tokens", 0))
+    passage.completion_tokens = int(usage.get("completion_tokens", 0))
+    passage.queue_ms = float(timing.get("queue_ms", 0.0))
+    passage.first_token_s = float(timing.get("first_token_ms", 0.0)) / 1000
+    passage.generate_ms = float(timing.get("total_ms", 0.0))
+
+
+async def _stream(endpoint: Endpoint, passage: Passage, reply: Reply) -> AsyncIterator[bytes]:
+    """A streamed answer as it may leave: what the guard would redact or refuse never does."""
+    assert passage.guard is not None and passage.asked is not None
+    guards = [passage.guard.stream() for _ in range(passage.asked.n)]
+    begun = time.monotonic()
+    try:
+        async for chunk in reply.events():
+            chunk |= {"id": passage.id, "model": passage.project}
+            if not chunk["choices"]:
+                _note(passage, chunk)
+                chunk.pop("timing", None)
+                if not passage.asked.stream_options.include_usage:
+                    continue
+            for choice in chunk["choices"]:
+                _guarded(passage, guards[choice["index"]], choice)
+            yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+    except OutputRefused as why:
+        passage.finish = "content_filter"
+        passage.noticed += why.noticed
+        yield b"data: " + orjson.dumps(_filtered(passage)) + b"\n\ndata: [DONE]\n\n"
+    except RequestRefused as why:
+        passage.refused(why)
+        yield b"data: " + orjson.dumps(why.body) + b"\n\n"
+    except BaseException:
+        passage.status, passage.code = 499, "caller_left"
+        raise
+    finally:
+        passage.engine_s += time.monotonic() - begun
+        for guard in guards:
+            passage.noticed += guard.noticed
+        await asyncio.shield(_closed(endpoint, passage, reply))
+
+
+async def _closed(endpoint: Endpoint, passage: Passage, reply: Reply) -> None:
+    await reply.close()
+    await end(endpoint, passage)
+
+
+def _guarded(passage: Passage, guard: Any, choice: dict[str, Any]) -> None:
+    """Hold back of a chunk what cannot be judged yet, and let go what can."""
+    holder, name = (choice["delta"], "content") if passage.kind == "chat" else (choice, "text")
+    text = guard.feed(holder.get(name) or "")
+    if choice["finish_reason"]:
+        text += guard.end()
+        passage.finish = choice["finish_reason"]
+    if text or name in holder:
+        holder[name] = text
+    passage.answer += text
+
+
+def _filtered(passage: Passage) -> dict[str, Any]:
+    choice: dict[str, Any] = {"index": 0, "finish_reason": "content_filter", "logprobs": None}
+    choice |= {"delta": {}} if passage.kind == "chat" else {"text": ""}
+    kind = "chat.completion.chunk" if passage.kind == "chat" else "text_completion"
+    return {
+        "id": passage.id,
+        "object": kind,
+        "created": int(passage.at),
+        "model": passage.project,
+        "choices": [choice],
+    }
+
+
+async def end(endpoint: Endpoint, passage: Passage) -> None:
+    """Settle the limits, count and record: for answers and refusals alike."""
+    passage.total_s = time.monotonic() - passage.started
+    if passage.admission:
+        await passage.admission.settle(passage.prompt_tokens + passage.completion_tokens)
+        passage.admission.release()
+    terms = endpoint.terms(passage.project)
+    tokens = passage.prompt_tokens + passage.completion_tokens
+    passage.cost_usd = tokens / 1000 * terms.answers.usd_per_1k_tokens
+    meter(endpoint, passage)
+    record(endpoint, passage, terms)
+
+
+def meter(endpoint: Endpoint, passage: Passage) -> None:
+    """Count the request for `/metrics`."""
+    endpoint.meter.ended(passage)
+
+
+def record(endpoint: Endpoint, passage: Passage, terms: Terms) -> None:
+    """Put the request into the inference log; never waits. Texts, redacted, where the policy keeps them."""
+    target, texts = passage.target, terms.answers.texts == "redacted" and passage.status == 200
+    row = Answered(
+        id=passage.id,
+        at=passage.at,
+        environment=endpoint.environment,
+        project=passage.project if target else "",
+        release=passage.release,
+        adapter_digest=target.release.adapter if target else "",
+        base=target.release.base if target else "",
+        variant=passage.variant,
+        caller=passage.caller.id if passage.caller else "",
+        kind=passage.kind,
+        status=passage.status,
+        error=passage.code,
+        finish_reason=passage.finish,
+        prompt_tokens=passage.prompt_tokens,
+        completion_tokens=passage.completion_tokens,
+        cost_usd=passage.cost_usd,
+        total_ms=passage.total_s * 1000,
+        queue_ms=passage.queue_ms,
+        first_token_ms=passage.first_token_s * 1000,
+        guard=[asdict(n) for n in passage.noticed],
+        shadow_of="",
+        prompt=orjson.dumps(passage.messages).decode() if texts else None,
+        answer=passage.answer if texts else None,
+    )
+    endpoint.log.put(row)
+    _log.info("%s %s %s %.0f ms", passage.id, passage.status, passage.code, passage.total_s * 1000)
+
+
+def _headers(passage: Passage) -> dict[str, str]:
+    """Our id, what is left of the limits, and where the time went (`Server-Timing`, ms)."""
+    headers = {"x-request-id": passage.id, **(passage.admission.headers if passage.admission else {})}
+    if passage.generate_ms:
+        timing = f"queue;dur={passage.queue_ms:.1f}, generate;dur={passage.generate_ms:.1f}"
+        headers["server-timing"] = timing
+    return headers
+
+
+async def _unless_gone(http: Request, work: Any) -> Any:
+    """Await something for a caller; give it up when the caller hangs up."""
+    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
+    try:
+        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not doing.done():
+            raise RequestRefused(499, "The caller left", "caller_left")
+        return doing.result()
+    finally:
+        gone.cancel()
+        if not doing.done():
+            doing.cancel()
+
+
+async def _gone(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,96 @@
+"""Which release answers a request, and where it lies."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from ftaas_pipelines.serving.desired import Desired, ReleaseToServe
+from ftaas_pipelines.serving.engine_process import EngineProcess
+from ftaas_pipelines.serving.openai_shapes import RequestRefused, unknown_model
+from ftaas_pipelines.serving.upstream import Breaker
+
+
+@dataclass(frozen=True)
+class Target:
+    """A release that can answer now.
+
+    Attributes:
+        variant: "" for the one that serves; else what it is tried as.
+    """
+
+    release: ReleaseToServe
+    engine: EngineProcess
+    variant: str = ""
+
+    @property
+    def url(self) -> str:
+        return self.engine.url
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return self.engine.headers
+
+    @property
+    def breaker(self) -> Breaker:
+        return self.engine.breaker
+
+    def begun(self) -> Callable[[], None]:
+        """Count a request as in flight. Call the result when it is over."""
+        name, in_flight = self.release.release, self.engine.in_flight
+        in_flight[name] += 1
+
+        def over() -> None:
+            in_flight[name] -= 1
+
+        return over
+
+
+class Watched(Protocol):
+    """What routes are chosen from: the supervisor."""
+
+    desired: Desired
+
+    def target(self, project: str) -> tuple[EngineProcess, ReleaseToServe] | None: ...
+
+    def status(self) -> dict[str, dict[str, str]]: ...
+
+
+class Routes:
+    """Chooses among what the supervisor has running."""
+
+    def __init__(self, supervisor: Watched):
+        self._supervisor = supervisor
+
+    @property
+    def projects(self) -> list[str]:
+        return sorted(self._supervisor.desired.projects)
+
+    def require_known(self, project: str) -> None:
+        """Raises RequestRefused: 404, no such project is deployed here."""
+        if project not in self._supervisor.desired.projects:
+            raise unknown_model(project, self.projects)
+
+    def max_new_tokens(self, project: str) -> int:
+        return self._supervisor.desired.projects[project].release.max_new_tokens
+
+    def choose(self, project: str, key: str) -> Target:
+        """The release that answers.
+
+        Args:
+            key: whose requests stay with one variant of an A/B test.
+
+        Raises:
+            RequestRefused: 503, nothing can answer for this project now.
+        """
+        found = self._supervisor.target(project)
+        if found is None:
+            known = self._supervisor.status().get(project, {"state": "stopped", "reason": ""})
+            raise not_ready(
+                f"'{project}' is {known['state']}" + (f": {known['reason']}" if known["reason"] else "")
+            )
+        engine, release = found
+        return Target(release, engine)
+
+
+def not_ready(message: str) -> RequestRefused:
+    return RequestRefused(503, message, "not_ready", None, {"Retry-After": "2"})
