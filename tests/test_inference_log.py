@@ -202,7 +202,7 @@ def test_killed_in_the_middle_of_upkeep(tmp_path: Path) -> None:
         import os, shutil, signal
         from pathlib import Path
         from ftaas_pipelines.serving import answer_upkeep
-        sys.modules["pandas"] = None  # as `main` does it
+        import pandas  # by pyarrow, once, and not by each child
         begun, home = Path(sys.argv[1]), Path(sys.argv[2])
         for last in range(1000):
             shutil.copytree(begun, home / str(last))
@@ -525,3 +525,16 @@ def test_a_wrong_policy_is_refused(wrong: str) -> None:
     assert AnswerPolicy() == AnswerPolicy(keep_days=90, texts="none", usd_per_1k_tokens=0)
     with pytest.raises(ValidationError):
         AnswerPolicy.model_validate_json(wrong)
+
+
+def test_looking_up_an_answer_loads_no_pandas(tmp_path: Path) -> None:
+    """The gateway does it for feedback; pyarrow loads pandas where it is asked to compare with a value."""
+    fill(tmp_path, answered(1))
+    answer_upkeep.tidy(tmp_path)
+    code = """
+        from pathlib import Path
+        from ftaas_pipelines.serving import answers
+        print(answers.find(Path(sys.argv[1]), sys.argv[2])["answer"], "pandas" in sys.modules)
+    """
+    with child(code, tmp_path, answered(1).id) as run:
+        assert run.communicate()[0] == "answer 1 False\n"

@@ -1,5 +1,6 @@
 """Rows of the inference log as Arrow tables and Parquet files. Loads pyarrow: import it where needed."""
 
+import bisect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -138,9 +139,11 @@ def with_id(kind: Kind, source: Any, id: str) -> list[dict[str, Any]]:
             bounds = file.metadata.row_group(number).column(0).statistics
             if bounds is not None and bounds.has_min_max and not bounds.min <= id <= bounds.max:
                 continue
-            mask = pc.equal(file.read_row_group(number, ["id"], use_threads=False)["id"], id)
-            if pc.any(mask).as_py():
-                found += _shaped(kind, file, number, None).filter(mask).to_pylist()
+            # Comparing within Arrow would have it load pandas, which is not for the gateway.
+            ids = file.read_row_group(number, ["id"], use_threads=False)["id"].to_pylist()
+            first, last = bisect.bisect_left(ids, id), bisect.bisect_right(ids, id)
+            if first < last:
+                found += _shaped(kind, file, number, None).slice(first, last - first).to_pylist()
     return found
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -233,8 +233,6 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(format="%(name)s: %(message)s")
     pa.set_cpu_count(1)
-    # pyarrow would load it, for a third of a second, only to ask whether values are of its types.
-    cast(dict[str, Any], sys.modules)["pandas"] = None
     try:
         tidy(options.folder, options.keep_days, options.by_project)
     except OSError as error:

@@ -4,7 +4,7 @@ deployments/<environment>/desired.json     what should be served; written here, 
 deployments/<environment>/state.json       what is; written by the supervisor alone
 deployments/<environment>/supervisor.lock  held by the supervisor while it lives
 deployments/<environment>/engines/         the state file of each engine
-deployments/<environment>/responses/       the response log
+deployments/<environment>/answers/         the inference log
 """
 
 import contextlib
@@ -97,10 +97,6 @@ class Folder:
     @property
     def answers(self) -> Path:
         return self.path / "answers"
-
-    @property
-    def responses(self) -> Path:
-        return self.path / "responses"
 
     @property
     def log(self) -> Path:
