@@ -16,6 +16,7 @@ from ftaas_pipelines import settings
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import bases, templates
 from ftaas_pipelines.inference.decoding import Model
+from ftaas_pipelines.inference.scheduler import Scheduler
 from ftaas_pipelines.store import Artifact, Store
 
 PARTS = ("pump", "belt", "valve", "sensor", "motor", "fan", "gear")
@@ -101,19 +102,19 @@ def test_it_names_parts_of_codes_it_never_saw(labelled: tuple[Artifact, Heard]) 
 def test_alone_in_a_batch_or_streamed_the_label_is_the_same(labelled: tuple[Artifact, Heard]) -> None:
     rows = held_out(codes(500, 1))[:30]
     model = Model(base(), {"parts": labelled[0].path})
-    heard: list[tuple[int, str]] = []
     done: list[int] = []
-    together = model.generate(
-        asked(rows),
-        "parts",
-        max_new_tokens=1,
-        batch_size=8,
-        on_batch=done.append,
-        on_text=lambda i, text: heard.append((i, text)),
-    )
+    together = model.generate(asked(rows), "parts", max_new_tokens=1, batch_size=8, on_batch=done.append)
     alone = [model.generate([prompt], "parts", max_new_tokens=1)[0] for prompt in asked(rows)]
     assert together == alone and {g.finish_reason for g in together} == {"stop"}
-    assert heard == [(i, g.text) for i, g in enumerate(together)], "each label whole, at once"
+    scheduler = Scheduler(model)
+    heard: list[list[str]] = [[] for _ in rows]
+    tickets = [
+        scheduler.submit(prompt, "parts", max_new_tokens=1, on_text=heard[i].append)
+        for i, prompt in enumerate(asked(rows))
+    ]
+    assert [t.result.result(30) for t in tickets] == together
+    assert heard == [[g.text] for g in together], "each label whole, at once"
+    scheduler.close()
     assert done == [8, 16, 24, 30]
     tokenizer = bases.load_tokenizer(base())
     assert all(tokenizer.decode(g.token_ids) == g.text for g in together)

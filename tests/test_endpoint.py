@@ -218,7 +218,7 @@ def test_a_killed_engine_in_the_middle_of_a_load(house: House) -> None:
         time.sleep(0.5)
         killed = house.folder.state()["engine_pid"]
         os.kill(killed, signal.SIGKILL)
-        patient = openai.OpenAI(base_url=f"{house.url}/v1", api_key="any", max_retries=10, timeout=30)
+        patient = openai.OpenAI(base_url=f"{house.url}/v1", api_key="any", max_retries=60, timeout=30)
         assert patient.chat.completions.create(model="alpha", messages=QUESTION).id
         patient.close()
         before = len(statuses)

@@ -1,5 +1,6 @@
 """Images from the data to the answer: a base that sees, what it is taught, and that it learns by looking."""
 
+import asyncio
 import hashlib
 import io
 import json
@@ -335,7 +336,7 @@ def test_an_endpoint_sees_the_images_of_a_request(signs: Signs, learnt: Artifact
     from starlette.testclient import TestClient
 
     from ftaas_pipelines.inference import pictures
-    from ftaas_pipelines.inference.decoding import Model
+    from ftaas_pipelines.inference.decoding import GREEDY, Model
     from ftaas_pipelines.serving import runtime
     from ftaas_pipelines.serving.app import application
     from ftaas_pipelines.serving.engine import Engine
@@ -371,7 +372,8 @@ def test_an_endpoint_sees_the_images_of_a_request(signs: Signs, learnt: Artifact
         refused = client.post("/v1/chat/completions", json=asked)
         assert refused.status_code == 400 and told in refused.json()["error"]["message"]
     with pytest.raises(RequestRefused, match="does not see images"):
-        engine.generate(replace(served, family="causal"), prompt, 8, None)  # type: ignore[arg-type]
+        asyncio.run(engine.submit(replace(served, family="causal"), prompt, 8, GREEDY))
+    engine.close()
 
 
 @pytest.mark.slow

@@ -20,8 +20,10 @@ import pyarrow as pa
 import pyarrow.compute
 
 from ftaas_pipelines.serving import answer_tables as tables
+from ftaas_pipelines.serving import answers
 from ftaas_pipelines.serving.answer_files import (
     KINDS,
+    TEXTS,
     AnswerFolder,
     Erasure,
     Kind,
@@ -64,7 +66,7 @@ def tidy(
     """
     files = AnswerFolder(folder)
     with files.upkeep():
-        _convert(files)
+        _convert(files, files.erasures())
         _prune(files, Days(date.fromisoformat(today()), keep_days, by_project or {}))
         _merge(files, today())
 
@@ -92,16 +94,20 @@ def erase(
         deadline = time.monotonic() + wait_s
         while time.monotonic() < deadline and not all(map(files.sealed, held)):
             time.sleep(_POLL_S)
-        done = _convert(files)
-        count, answers = _erase(files, "answered", order, set(ids))
+        done = _convert(files, [one for one in files.erasures() if one != order])
+        count, covered = _erase(files, "answered", order, set(ids))
         done["answered"] += count
-        done["feedback"] += _erase(files, "feedback", order, answers)[0]
+        done["feedback"] += _erase(files, "feedback", order, covered)[0]
         waiting = sum(spool.exists() for spool in held)
     return Erased(done["answered"], done["feedback"], waiting)
 
 
-def _convert(files: AnswerFolder) -> Counter[str]:
-    """Parquet of sealed spools. Returns how many rows lost their texts to an erasure on the way."""
+def _convert(files: AnswerFolder, late: Sequence[Erasure]) -> Counter[str]:
+    """Parquet of sealed spools. Returns how many rows lost their texts to an erasure on the way.
+
+    Args:
+        late: erasures of callers that are over; feedback on their answers that came too late goes now.
+    """
     erasures, erased = files.erasures(), Counter[str]()
     for spool in files.spools():
         if not files.sealed(spool):
@@ -109,6 +115,8 @@ def _convert(files: AnswerFolder) -> Counter[str]:
         bad: list[Any] = []
         rows: dict[tuple[Kind, str], list[dict[str, Any]]] = defaultdict(list)
         for kind, row in files.rows(spool.read_bytes(), erasures, unreadable=bad.append):
+            if kind == "feedback":
+                row = _of_erased(files, row, late)
             rows[kind, day_of(row.get("at"))].append(row)
             erased[kind] += "erased_at" in row
         make: list[tuple[Path, Path]] = []
@@ -119,6 +127,16 @@ def _convert(files: AnswerFolder) -> Counter[str]:
             _log.error("%s: %d lines are torn or of another shape, and left out", spool.name, len(bad))
         files.change(make, [spool])
     return erased
+
+
+def _of_erased(files: AnswerFolder, row: dict[str, Any], late: Sequence[Erasure]) -> dict[str, Any]:
+    """Feedback without its texts, where it was given before its answer's caller was erased."""
+    orders = {o.caller: o for o in late if o.caller and (row.get("at") or 0.0) <= o.at}
+    if not orders or row.get("erased_at"):
+        return row
+    answer = answers.find(files.path, row["id"]) or {}
+    order = orders.get(str(answer.get("caller")))
+    return row | dict.fromkeys(TEXTS["feedback"]) | {"erased_at": order.at} if order else row
 
 
 def _made(files: AnswerFolder, kind: Kind, day: str, content: Any) -> list[tuple[Path, Path]]:

@@ -6,7 +6,6 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-import httpx
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from prometheus_client.parser import text_string_to_metric_families
@@ -19,6 +18,7 @@ from ftaas_pipelines.serving import feedback, request
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, error
 from ftaas_pipelines.serving.request import Endpoint
 from ftaas_pipelines.serving.supervision import Supervisor
+from ftaas_pipelines.serving.upstream import FAILURES
 
 # Pure hints for people and fuzzers: the bodies are read, bounded, in `request.read`.
 _ANSWERS: dict[int | str, dict[str, Any]] = {
@@ -190,8 +190,9 @@ async def _engine_pages(endpoint: Endpoint, supervisor: Supervisor) -> list[str]
     """The metrics of every engine; one that just went away is left out."""
 
     async def page(url: str, headers: dict[str, str]) -> str:
-        with contextlib.suppress(httpx.HTTPError):
-            return (await endpoint.client.get(f"{url}/metrics", headers=headers, timeout=10)).text
+        with contextlib.suppress(*FAILURES):
+            async with endpoint.session.get(f"{url}/metrics", headers=headers) as answer:
+                return await answer.text()
         return ""
 
     return list(await asyncio.gather(*(page(e.url, e.headers) for e in supervisor.engines())))

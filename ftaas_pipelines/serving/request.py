@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-import httpx
+import aiohttp
 import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -47,7 +47,7 @@ class Endpoint:
     access: Access
     limits: Limits
     routes: Routes
-    client: httpx.AsyncClient
+    session: aiohttp.ClientSession
     meter: Meter
     log: InferenceLog
     guards: Callable[[str], Guard]
@@ -245,7 +245,7 @@ async def generate(endpoint: Endpoint, passage: Passage) -> Reply:
         body["stream_options"] = {"include_usage": True}  # counted also where the caller does not ask
     begun = time.monotonic()
     asking = upstream.ask(
-        endpoint.client,
+        endpoint.session,
         target.url + _PATHS[passage.kind],
         body,
         target.headers,

@@ -14,12 +14,14 @@ import sys
 from collections.abc import Callable
 from functools import cache
 
+import aiohttp
 import httpx
 import uvicorn
+import uvloop
 
 from ftaas_pipelines import settings as all_settings
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
-from ftaas_pipelines.serving import gateway, verified
+from ftaas_pipelines.serving import gateway, upstream, verified
 from ftaas_pipelines.serving.access import Access
 from ftaas_pipelines.serving.access.limits import Limits
 from ftaas_pipelines.serving.desired import Folder, ReleaseToServe, Terms
@@ -45,7 +47,7 @@ def _ledger(settings: Settings) -> Callable[[], Ledger]:
 
 
 def _endpoint(
-    settings: Settings, folder: Folder, client: httpx.AsyncClient, supervisor: Supervisor
+    settings: Settings, folder: Folder, session: aiohttp.ClientSession, supervisor: Supervisor
 ) -> Endpoint:
     """What requests need on their way, from the settings and from what was deployed."""
 
@@ -67,7 +69,7 @@ def _endpoint(
         Access.of(settings, folder.environment, _ledger(settings)),
         Limits.of(settings),
         Routes(supervisor),
-        client,
+        session,
         Meter(),
         InferenceLog(folder.answers),
         guard,
@@ -76,13 +78,9 @@ def _endpoint(
 
 
 async def _serve(settings: Settings, folder: Folder, listener: socket.socket) -> None:
-    # Shorter than the engines' keep-alive, so that no request meets a connection being closed.
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=64, keepalive_expiry=10)
-    async with httpx.AsyncClient(
-        limits=limits, timeout=httpx.Timeout(600, connect=5), trust_env=False
-    ) as client:
+    async with httpx.AsyncClient(trust_env=False) as client, upstream.session() as session:
         supervisor = Supervisor(settings, folder, client, _verify(settings, folder))
-        endpoint = _endpoint(settings, folder, client, supervisor)
+        endpoint = _endpoint(settings, folder, session, supervisor)
         endpoint.log.start()
         config = uvicorn.Config(
             gateway.application(endpoint, supervisor),
@@ -153,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     say(f"supervisor {os.getpid()} on port {settings.port(options.environment)}")
     with listener:
-        asyncio.run(_serve(settings, folder, listener))
+        uvloop.run(_serve(settings, folder, listener))
     return 0
 
 
