@@ -39,6 +39,7 @@ async def take(endpoint: Endpoint, http: Request) -> Response:
         RequestRefused: 401; 400, the body is wrong; 404, no such answer; 403.
     """
     caller = endpoint.access.authenticate(http.headers.get("authorization"))
+    (await endpoint.limits.admit(caller, 0)).release()
     try:
         given = Given.model_validate_json(await body_of(http))
     except ValidationError as error:
@@ -49,7 +50,8 @@ async def take(endpoint: Endpoint, http: Request) -> Response:
     caller.require("feedback", str(found["project"]))
     guard = endpoint.guards(str(found["project"]))
     said = [guard.redacted(text) for text in (given.correction, given.comment)]
-    row = Feedback(given.response_id, time.time(), caller.id, given.thumb or "", *said)
+    project = str(found["project"])
+    row = Feedback(given.response_id, time.time(), caller.id, given.thumb or "", *said, project=project)
     if not endpoint.log.put(row):
         raise RequestRefused(503, "The log has no room now", "log_full", None, {"Retry-After": "5"})
     return Response(orjson.dumps({"object": "feedback", "response_id": given.response_id}), 200,

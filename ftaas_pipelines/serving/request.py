@@ -25,7 +25,7 @@ from ftaas_pipelines.serving.access import Access
 from ftaas_pipelines.serving.access.caller import Caller
 from ftaas_pipelines.serving.access.limits import Admission, Limits
 from ftaas_pipelines.serving.desired import Terms
-from ftaas_pipelines.serving.guard import Guard, Noticed, OutputRefused
+from ftaas_pipelines.serving.guard import Guard, InputRefused, Noticed, OutputRefused
 from ftaas_pipelines.serving.inference_log import Answered, InferenceLog
 from ftaas_pipelines.serving.meter import Meter
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, invalid
@@ -93,7 +93,8 @@ class Passage:
 
     @property
     def project_label(self) -> str:
-        return self.target.release.project if self.target else "unknown"
+        """For metrics: only projects that are known here, so that callers cannot grow the table."""
+        return self.project if self.admission else "unknown"
 
     @property
     def release(self) -> str:
@@ -110,35 +111,35 @@ class Passage:
 async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> Response:
     """Answer one request, whole or as a stream."""
     passage = Passage(http, kind)
-    with endpoint.meter.in_flight.track_inprogress():
-        try:
-            authenticate(endpoint, passage)
-            await read(passage)
-            await admit(endpoint, passage)
-            check_input(endpoint, passage)
-            route(endpoint, passage)
-            reply = await generate(endpoint, passage)
-            assert passage.asked is not None
-            if passage.asked.stream:
-                return StreamingResponse(
-                    _stream(endpoint, passage, reply), 200, _headers(passage), "text/event-stream"
-                )
-            body = check_output(passage, await _whole(passage, reply))
-            response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
-        except RequestRefused as why:
-            passage.refused(why)
-            response = JSONResponse(why.body, why.status, _headers(passage) | why.headers)
-        except asyncio.CancelledError:
-            passage.status, passage.code = 499, "caller_left"
-            await end(endpoint, passage)
-            raise
-        except Exception as failure:
-            _log.exception("request %s", passage.id)
-            why = RequestRefused(500, f"{type(failure).__name__}; see the log for {passage.id}", "internal")
-            passage.refused(why)
-            response = JSONResponse(why.body, 500, _headers(passage))
+    endpoint.meter.in_flight.inc()
+    try:
+        authenticate(endpoint, passage)
+        await read(passage)
+        await admit(endpoint, passage)
+        check_input(endpoint, passage)
+        route(endpoint, passage)
+        reply = await generate(endpoint, passage)
+        assert passage.asked is not None
+        if passage.asked.stream:
+            return StreamingResponse(
+                _stream(endpoint, passage, reply), 200, _headers(passage), "text/event-stream"
+            )
+        body = check_output(passage, await _whole(passage, reply))
+        response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
+    except RequestRefused as why:
+        passage.refused(why)
+        response = JSONResponse(why.body, why.status, _headers(passage) | why.headers)
+    except asyncio.CancelledError:
+        passage.status, passage.code = 499, "caller_left"
         await end(endpoint, passage)
-        return response
+        raise
+    except Exception as failure:
+        _log.exception("request %s", passage.id)
+        why = RequestRefused(500, f"{type(failure).__name__}; see the log for {passage.id}", "internal")
+        passage.refused(why)
+        response = JSONResponse(why.body, 500, _headers(passage))
+    await end(endpoint, passage)
+    return response
 
 
 def authenticate(endpoint: Endpoint, passage: Passage) -> None:
@@ -217,7 +218,11 @@ def check_input(endpoint: Endpoint, passage: Passage) -> None:
         RequestRefused: 400, `guard_input`.
     """
     passage.guard = endpoint.guards(passage.project)
-    passage.messages, passage.noticed = passage.guard.check_input(passage.messages)
+    try:
+        passage.messages, passage.noticed = passage.guard.check_input(passage.messages)
+    except InputRefused as why:
+        passage.noticed = why.noticed
+        raise
 
 
 def route(endpoint: Endpoint, passage: Passage) -> None:
@@ -390,6 +395,7 @@ def _filtered(passage: Passage) -> dict[str, Any]:
 async def end(endpoint: Endpoint, passage: Passage) -> None:
     """Settle the limits, count and record: for answers and refusals alike."""
     passage.total_s = time.monotonic() - passage.started
+    endpoint.meter.in_flight.dec()
     if passage.admission:
         await passage.admission.settle(passage.prompt_tokens + passage.completion_tokens)
         passage.admission.release()
@@ -412,7 +418,7 @@ def record(endpoint: Endpoint, passage: Passage, terms: Terms) -> None:
         id=passage.id,
         at=passage.at,
         environment=endpoint.environment,
-        project=passage.project if target else "",
+        project=passage.project if passage.admission else "",
         release=passage.release,
         adapter_digest=target.release.adapter if target else "",
         base=target.release.base if target else "",

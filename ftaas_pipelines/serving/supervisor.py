@@ -6,7 +6,6 @@ and the loop that keeps the engines running (`supervision.py`).
 
 import argparse
 import asyncio
-import logging
 import os
 import signal
 import socket
@@ -55,6 +54,9 @@ def _endpoint(
         entry = supervisor.desired.projects.get(project)
         return entry.terms if entry else Terms()
 
+    def keep_days() -> dict[str, int]:
+        return {name: entry.terms.answers.keep_days for name, entry in supervisor.desired.projects.items()}
+
     guards: dict[str, Guard] = {}
 
     def guard(project: str) -> Guard:
@@ -71,7 +73,7 @@ def _endpoint(
         Routes(supervisor),
         session,
         Meter(),
-        InferenceLog(folder.answers),
+        InferenceLog(folder.answers, by_project=keep_days),
         guard,
         terms,
     )
@@ -90,6 +92,7 @@ async def _serve(settings: Settings, folder: Folder, listener: socket.socket) ->
             server_header=False,
             h11_max_incomplete_event_size=64 << 10,
         )
+        await _heard(endpoint)  # before the first request
         refreshing = asyncio.create_task(_refresh(endpoint))
         loop = asyncio.create_task(supervisor.run())
         server = uvicorn.Server(config)
@@ -110,13 +113,26 @@ async def _serve(settings: Settings, folder: Folder, listener: socket.socket) ->
 
 
 async def _refresh(endpoint: Endpoint) -> None:
-    """Hear of new and revoked keys."""
+    """Hear of new and revoked keys, for ever."""
+    said = ""
     while True:
-        try:
-            await asyncio.to_thread(endpoint.access.refresh)
-        except Exception:  # what was known holds; it is asked again
-            logging.exception("keys cannot be read")
+        said = await _heard(endpoint, said)
         await asyncio.sleep(_REFRESH_S)
+
+
+async def _heard(endpoint: Endpoint, said: str = "") -> str:
+    """Read the keys once. Returns what went wrong, if anything: what was known holds, and it is asked again.
+
+    Args:
+        said: what was told last; the same is not told every second.
+    """
+    try:
+        await asyncio.to_thread(endpoint.access.refresh)
+    except Exception as error:
+        if (wrong := f"{type(error).__name__}: {error}") != said:
+            say(f"keys cannot be read: {wrong}")
+        return wrong
+    return ""
 
 
 def _detach() -> None:

@@ -16,7 +16,7 @@ from ftaas_pipelines.serving.guard import injection, spotting
 from ftaas_pipelines.serving.guard.spotting import Spot
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
 
-__all__ = ["Guard", "GuardStream", "Noticed", "OutputRefused"]
+__all__ = ["Guard", "GuardStream", "InputRefused", "Noticed", "OutputRefused"]
 
 Where = Literal["input", "output"]
 _WINDOW = 256  # characters before those that leave, in which words say what they are
@@ -70,7 +70,7 @@ class Guard:
             passed.append(message if new == text else {**message, "content": new})
         if refusing := sorted({n.rule for n in noticed if n.action == "refuse"}):
             said = f"The guard refuses this prompt: {', '.join(refusing)}"
-            raise RefusedInput(said, noticed)
+            raise InputRefused(said, noticed)
         return passed, noticed
 
     def check_output(self, text: str) -> tuple[str, list[Noticed]]:
@@ -94,7 +94,7 @@ class Guard:
         return GuardStream(self.rules.output, self._output)
 
 
-class RefusedInput(RequestRefused):
+class InputRefused(RequestRefused):
     """A prompt that a rule refuses."""
 
     def __init__(self, said: str, noticed: list[Noticed]):
