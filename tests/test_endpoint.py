@@ -203,7 +203,7 @@ def test_who_hangs_up_is_not_generated_for(house: House) -> None:
 
 
 def test_key_limit_guard_log_and_trace_of_one_request(house: House) -> None:
-    """A key is let in for its project until it has asked enough or is revoked; what it asked can be followed."""
+    """Let in for its project until it has asked enough or is revoked; what it asked can be followed."""
     pepper = keys.pepper(house.settings.home)
     given: dict[str, Any] = {
         "projects": ["alpha"],
