@@ -1,7 +1,7 @@
 """`deployment_<env>`: a release that runs, is healthy and answers as it was evaluated."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 
@@ -19,7 +19,7 @@ from ftaas_pipelines.inference import pictures
 from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
-from ftaas_pipelines.serving.desired import Terms
+from ftaas_pipelines.serving.desired import Terms, Trial
 from ftaas_pipelines.store import Artifact
 from resources.tracking import Tracking
 
@@ -127,6 +127,41 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
     if environment == "production":
         make_champion(line, release, tracking)
     return served
+
+
+def try_release(
+    line: Line, environment: str, release: Artifact, kind: Literal["canary", "ab", "shadow"], percent: float
+) -> dict[str, Any]:
+    """Try an approved release beside the one that serves, and record that.
+
+    Raises:
+        Refused: a sign-off behind it holds no more, or it serves already.
+        FtaasError: it cannot be served.
+    """
+    require_serving(line, release.digest, environment)
+    served = deployments.release_to_serve(
+        line.settings,
+        line.project.name,
+        release.digest,
+        line.store.get(release.content["bento"]),
+        str(line.base_path),
+        line.project.serving.max_new_tokens,
+    )
+    trial = Trial(release=served, kind=kind, percent=percent)
+    found = deployments.try_beside(line.settings, environment, trial, HEALTHY_WITHIN_S)
+    body = {"environment": environment, "kind": kind, "percent": percent}
+    line.ledger.append("trial_started", release.digest, body, project=line.project.name, actor=line.actor)
+    return found
+
+
+def end_trial(line: Line, environment: str) -> Trial | None:
+    """Go on with the release that serves alone, and record that. Returns what was tried."""
+    ended = deployments.end_trial(line.settings, environment, line.project.name)
+    if ended:
+        body = {"environment": environment, "kind": ended.kind}
+        subject, project = ended.release.release, line.project.name
+        line.ledger.append("trial_ended", subject, body, project=project, actor=line.actor)
+    return ended
 
 
 def make_champion(line: Line, release: Artifact, tracking: Tracking) -> None:

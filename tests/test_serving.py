@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -17,8 +18,9 @@ from serving_house import CAUSAL as BASE
 from serving_house import SEQ2SEQ, House, build, random_adapter, whole_model
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
-from ftaas_pipelines.serving import deployments
-from ftaas_pipelines.serving.desired import Folder
+from ftaas_pipelines.serving import answers, deployments
+from ftaas_pipelines.serving.desired import Folder, Trial
+from ftaas_pipelines.serving.routing import bucket
 from ftaas_pipelines.store import Store
 
 ENV = "staging"
@@ -166,6 +168,44 @@ def test_switching_and_rolling_back_loses_no_request(house: House) -> None:
     with pytest.raises(Refused, match="pinned"):
         deployments.up(house.settings, ENV, third)
     deployments.unpin(house.settings, ENV, "alpha")
+
+
+def test_another_release_is_tried_beside_the_one_that_serves(house: House) -> None:
+    """Callers of an A/B test stay where they fell; a shadow is answered for the log alone."""
+    first, _, third = house.releases["alpha"]
+    house.up(first)
+
+    def ask(user: str) -> dict[str, Any]:
+        answer = house.client.chat.completions.create(model="alpha", messages=QUESTION, user=user)
+        return {"id": answer.id, **(answer.model_extra or {})}
+
+    users = [f"user {i}" for i in range(40)]
+    deployments.try_beside(house.settings, ENV, Trial(release=third, kind="ab", percent=50))
+    fell = {user: ask(user)["release"] for user in users}
+    assert set(fell.values()) == {first.release, third.release}
+    assert {user: ask(user)["release"] for user in users} == fell
+    share = {user: bucket("alpha", third.release, user) for user in users}
+    assert all((share[user] < 0.5) == (fell[user] == third.release) for user in users)
+    with pytest.raises(Refused, match="serves already"):
+        deployments.try_beside(house.settings, ENV, Trial(release=first, kind="ab", percent=50))
+
+    deployments.try_beside(house.settings, ENV, Trial(release=third, kind="canary", percent=100))
+    assert ask("anybody")["release"] == third.release
+
+    deployments.try_beside(house.settings, ENV, Trial(release=third, kind="shadow", percent=100))
+    given = ask("anybody")
+    assert given["release"] == first.release
+
+    def shadowed() -> bool:
+        rows = answers.newest(house.folder.answers, 5)
+        return any(r["shadow_of"] == given["id"] and r["release"] == third.release for r in rows)
+
+    eventually(shadowed)
+    stranger = third.model_copy(update={"release": "cd" * 32})
+    with pytest.raises(FtaasError, match="is not in the ledger"):
+        deployments.try_beside(house.settings, ENV, Trial(release=stranger, kind="canary", percent=1))
+    assert deployments.trial(house.settings, ENV, "alpha") is None
+    assert ask("anybody")["release"] == first.release
 
 
 def test_a_tampered_adapter_is_refused_and_the_old_release_stays(house: House) -> None:

@@ -101,6 +101,51 @@ def unpin(name: Name, env: Env = "production", as_json: output.Json = False) -> 
     _say(as_json, {"project": name, "env": env, "pinned": False}, f"{name} in {env} is no longer pinned")
 
 
+@app.command("try")
+def try_(
+    name: Name,
+    as_: Annotated[str, typer.Option("--as", help="canary, ab or shadow; see docs/serving.md.")] = "canary",
+    percent: Annotated[float, typer.Option(min=0.01, max=100, help="Of requests; ab: of callers.")] = 10.0,
+    env: Env = "production",
+    as_json: output.Json = False,
+) -> None:
+    """Try the newest release beside the one that serves; its approval must hold."""
+    from assets.deployment import try_release
+
+    _known(env)
+    if as_ not in ("canary", "ab", "shadow"):
+        raise InputInvalid("there is no such trial", "--as", as_, "use canary, ab or shadow")
+    line = open_line(name, configuration.load())
+    requirement = line.deployment_requirement(env)
+    gates.require(line.ledger, requirement, asset=f"deployment_{env}", actor=line.actor)
+    found = try_release(line, env, line.store.get(requirement.digest), as_, percent)
+    document = {"project": name, "env": env, "trial": found}
+    _say(as_json, document, f"{name} {short(requirement.digest)} is tried in {env}: {as_}, {percent:g}%")
+
+
+@app.command("end-trial")
+def end_trial(
+    name: Name,
+    promote: Annotated[bool, typer.Option("--promote", help="Serve what was tried.")] = False,
+    env: Env = "production",
+    as_json: output.Json = False,
+) -> None:
+    """End a trial: go on with the release that serves, or with the one that was tried."""
+    from assets.deployment import end_trial as end
+
+    _known(env)
+    line = open_line(name, configuration.load())
+    tried = deployments.trial(line.settings, env, name)
+    if tried is None:
+        raise InputInvalid("nothing is tried there", f"{name}/{env}", do=f"`ftaas deployment try {name}`")
+    if promote:
+        _deploy(line, env, tried.release.release)
+    end(line, env)
+    serves = deployments.deployment(line.settings, env, name).release
+    document = {"project": name, "env": env, "serves": serves, "tried": tried.release.release}
+    _say(as_json, document, f"{name} {short(serves)} answers alone in {env}")
+
+
 @app.command("break-glass")
 def break_glass(
     name: Name,

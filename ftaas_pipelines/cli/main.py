@@ -49,7 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "trace": ("trace:trace", "Everything behind an answer or a digest, down to the rows."),
     "ledger": ("ledger:app", "The record of everything decided: show, verify, export, backup, restore."),
     "store": ("store:app", "Where artifacts live: verify, gc."),
-    "deployment": ("deployment:app", "Running releases: list, up, promote, rollback, unpin, stop."),
+    "deployment": (
+        "deployment:app",
+        "Running releases: list, up, promote, try, end-trial, rollback, unpin, stop.",
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.serving import answers, supervisor_process
 from ftaas_pipelines.serving.access import keys, tokens
-from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Terms, Wanted
+from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Terms, Trial, Wanted
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from ftaas_pipelines.store import Artifact, Store, short
 
@@ -133,6 +133,59 @@ def rollback(settings: Settings, environment: str, project: str, wait_s: float =
             release=back, pinned=True, history=before.history[:-1], terms=before.terms
         )
     return _settle(settings, folder, back, before, wait_s)
+
+
+def try_beside(settings: Settings, environment: str, trial: Trial, wait_s: float = 240.0) -> dict[str, Any]:
+    """Try a release beside the one that serves; returns when it answers. One at a time.
+
+    A deployment, a rollback or `end_trial` ends it.
+
+    Raises:
+        InputInvalid: the project is not deployed there.
+        Refused: it is that release which serves.
+        FtaasError: it cannot be served; the one that serves does not notice.
+    """
+    folder, project = Folder(settings.home, environment), trial.release.project
+    with folder.changing() as desired:
+        wanted = _known(folder, desired.projects, project)
+        if wanted.release.release == trial.release.release:
+            raise Refused(
+                "this release serves already", f"{environment}/{project}", short(trial.release.release)
+            )
+        wanted.trial = trial
+    attempt, deadline = folder.desired().attempt, time.monotonic() + wait_s
+    found: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        state = folder.state()
+        if state.get("attempt", -1) >= attempt:  # else it tells of what was tried before
+            found = state["projects"].get(project, {}).get("trial") or {}
+        if found.get("state") == "running":
+            return found
+        if found.get("state") == "failed":
+            break
+        time.sleep(_POLL_S)
+    end_trial(settings, environment, project)
+    raise FtaasError(
+        f"release {short(trial.release.release)} of {project} cannot be tried",
+        environment,
+        str(found.get("reason") or f"no answer within {wait_s:.0f} s"),
+        f"see {folder.log}",
+    )
+
+
+def end_trial(settings: Settings, environment: str, project: str) -> Trial | None:
+    """Go on with the release that serves alone. Returns what was tried."""
+    folder = Folder(settings.home, environment)
+    with folder.changing() as desired:
+        wanted = _known(folder, desired.projects, project)
+        ended, wanted.trial = wanted.trial, None
+    return ended
+
+
+def trial(settings: Settings, environment: str, project: str) -> Trial | None:
+    """What is tried there."""
+    entry = Folder(settings.home, environment).desired().projects.get(project)
+    return entry.trial if entry else None
 
 
 def pin(settings: Settings, environment: str, project: str, pinned: bool = True) -> None:

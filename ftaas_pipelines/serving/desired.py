@@ -14,9 +14,9 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from ftaas_pipelines.projects.answers import AnswerPolicy
 from ftaas_pipelines.projects.guard import GuardRules
@@ -62,6 +62,20 @@ class Terms(BaseModel):
     answers: AnswerPolicy = AnswerPolicy()
 
 
+class Trial(BaseModel):
+    """Another release beside the one that serves.
+
+    `canary`: answers `percent` of the requests. `ab`: answers `percent` of the callers, always the same ones.
+    `shadow`: answers `percent` of the requests again, for nobody but the log.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    release: ReleaseToServe
+    kind: Literal["canary", "ab", "shadow"]
+    percent: float = Field(gt=0, le=100)
+
+
 class Wanted(BaseModel):
     """One project's place in an environment. `history` holds what was served before, newest last."""
 
@@ -69,11 +83,12 @@ class Wanted(BaseModel):
     pinned: bool = False
     history: list[ReleaseToServe] = []
     terms: Terms = Terms()
+    trial: Trial | None = None
 
     @property
     def releases(self) -> list[ReleaseToServe]:
         """All that must be loaded for it."""
-        return [self.release]
+        return [self.release, *([self.trial.release] if self.trial else [])]
 
 
 class Desired(BaseModel):

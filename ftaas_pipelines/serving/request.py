@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from ftaas_pipelines.serving.routing import Routes, Target
 from ftaas_pipelines.serving.upstream import Reply
 
 MOST_BYTES = 4 << 20  # a body: long prompts and some images
+MOST_SHADOWS = 8  # at once; more are left out rather than take the place of what somebody waits for
 READ_WITHIN_S = 20.0  # a body that comes more slowly is not waited for
 _log = logging.getLogger("ftaas.request")
 _SHAPES = {"chat": ChatRequest, "completion": CompletionRequest}
@@ -52,6 +53,7 @@ class Endpoint:
     log: InferenceLog
     guards: Callable[[str], Guard]
     terms: Callable[[str], Terms]
+    shadows: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
 
 
 @dataclass
@@ -83,6 +85,7 @@ class Passage:
     engine_s: float = 0.0
     total_s: float = 0.0
     cost_usd: float = 0.0
+    shadow_of: str = ""
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + uuid.uuid4().hex
@@ -94,7 +97,7 @@ class Passage:
     @property
     def project_label(self) -> str:
         """For metrics: only projects that are known here, so that callers cannot grow the table."""
-        return self.project if self.admission else "unknown"
+        return self.project if self.admission or self.shadow_of else "unknown"
 
     @property
     def release(self) -> str:
@@ -243,23 +246,49 @@ async def generate(endpoint: Endpoint, passage: Passage) -> Reply:
     """
     target = passage.target
     assert target is not None
+    if target.shadow and len(endpoint.shadows) < MOST_SHADOWS:
+        task = asyncio.create_task(_shadow(endpoint, passage, target.shadow))
+        endpoint.shadows.add(task)
+        task.add_done_callback(endpoint.shadows.discard)
+    begun = time.monotonic()
+    reply = await _unless_gone(passage.http, _asked(endpoint, passage, target))
+    passage.engine_s = time.monotonic() - begun
+    return reply
+
+
+def _asked(endpoint: Endpoint, passage: Passage, target: Target) -> Coroutine[Any, Any, Reply]:
+    """The request as the engine gets it, sent."""
     body = {**passage.body, "model": target.release.release}
     if any(n.action == "redact" for n in passage.noticed):
         body |= _redacted(passage)
-    if passage.asked and passage.asked.stream:
+    if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # counted also where the caller does not ask
-    begun = time.monotonic()
-    asking = upstream.ask(
-        endpoint.session,
-        target.url + _PATHS[passage.kind],
-        body,
-        target.headers,
-        target.breaker,
-        target.begun(),
+    url, done = target.url + _PATHS[passage.kind], target.begun()
+    return upstream.ask(endpoint.session, url, body, target.headers, target.breaker, done)
+
+
+async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
+    """Have another release answer the same, whole, and record what it said: nobody gets it."""
+    other = Passage(passage.http, passage.kind)
+    other.shadow_of, other.target, other.caller, other.asked = (
+        passage.id,
+        target,
+        passage.caller,
+        passage.asked,
     )
-    reply = await _unless_gone(passage.http, asking)
-    passage.engine_s = time.monotonic() - begun
-    return reply
+    other.body = {k: v for k, v in passage.body.items() if k not in ("stream", "stream_options")}
+    other.guard, other.messages = passage.guard, passage.messages
+    other.noticed = list(passage.noticed)
+    endpoint.meter.in_flight.inc()
+    try:
+        reply = await _asked(endpoint, other, target)
+        try:
+            check_output(other, await reply.whole())
+        finally:
+            await reply.close()
+    except RequestRefused as why:
+        other.refused(why)
+    await end(endpoint, other)
 
 
 def _redacted(passage: Passage) -> dict[str, Any]:
@@ -418,7 +447,7 @@ def record(endpoint: Endpoint, passage: Passage, terms: Terms) -> None:
         id=passage.id,
         at=passage.at,
         environment=endpoint.environment,
-        project=passage.project if passage.admission else "",
+        project=passage.project if passage.admission or passage.shadow_of else "",
         release=passage.release,
         adapter_digest=target.release.adapter if target else "",
         base=target.release.base if target else "",
@@ -435,7 +464,7 @@ def record(endpoint: Endpoint, passage: Passage, terms: Terms) -> None:
         queue_ms=passage.queue_ms,
         first_token_ms=passage.first_token_s * 1000,
         guard=[asdict(n) for n in passage.noticed],
-        shadow_of="",
+        shadow_of=passage.shadow_of,
         prompt=orjson.dumps(passage.messages).decode() if texts else None,
         answer=passage.answer if texts else None,
     )

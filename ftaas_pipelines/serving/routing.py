@@ -1,10 +1,12 @@
 """Which release answers a request, and where it lies."""
 
+import hashlib
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from ftaas_pipelines.serving.desired import Desired, ReleaseToServe
+from ftaas_pipelines.serving.desired import Desired, ReleaseToServe, Trial
 from ftaas_pipelines.serving.engine_process import EngineProcess
 from ftaas_pipelines.serving.openai_shapes import RequestRefused, unknown_model
 from ftaas_pipelines.serving.upstream import Breaker
@@ -15,12 +17,14 @@ class Target:
     """A release that can answer now.
 
     Attributes:
-        variant: "" for the one that serves; else what it is tried as.
+        variant: "" for the one that serves; `canary`, `a`, `b` or `shadow` while another is tried.
+        shadow: who answers the same again, for the log alone.
     """
 
     release: ReleaseToServe
     engine: EngineProcess
     variant: str = ""
+    shadow: "Target | None" = None
 
     @property
     def url(self) -> str:
@@ -52,14 +56,16 @@ class Watched(Protocol):
 
     def target(self, project: str) -> tuple[EngineProcess, ReleaseToServe] | None: ...
 
+    def trial(self, project: str) -> tuple[EngineProcess, Trial] | None: ...
+
     def status(self) -> dict[str, dict[str, str]]: ...
 
 
 class Routes:
     """Chooses among what the supervisor has running."""
 
-    def __init__(self, supervisor: Watched):
-        self._supervisor = supervisor
+    def __init__(self, supervisor: Watched, draw: Callable[[], float] = random.random):
+        self._supervisor, self._draw = supervisor, draw
 
     @property
     def projects(self) -> list[str]:
@@ -89,7 +95,25 @@ class Routes:
                 f"'{project}' is {known['state']}" + (f": {known['reason']}" if known["reason"] else "")
             )
         engine, release = found
-        return Target(release, engine)
+        tried = self._supervisor.trial(project)
+        if tried is None:
+            return Target(release, engine)
+        other, trial = tried
+        share = trial.percent / 100
+        if trial.kind == "ab":
+            mine = bucket(project, trial.release.release, key) < share
+            return Target(trial.release, other, "b") if mine else Target(release, engine, "a")
+        drawn = self._draw() < share
+        if trial.kind == "canary":
+            return Target(trial.release, other, "canary") if drawn else Target(release, engine)
+        shadow = Target(trial.release, other, "shadow") if drawn else None
+        return Target(release, engine, shadow=shadow)
+
+
+def bucket(project: str, release: str, key: str) -> float:
+    """Where a caller falls in a test, in [0, 1): the same for ever, and another in every test."""
+    digest = hashlib.sha256(f"{project}\0{release}\0{key}".encode()).digest()
+    return int.from_bytes(digest[:8]) / 2**64
 
 
 def not_ready(message: str) -> RequestRefused:

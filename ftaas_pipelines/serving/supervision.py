@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from ftaas_pipelines.serving.desired import Desired, Folder, ReleaseToServe
+from ftaas_pipelines.serving.desired import Desired, Folder, ReleaseToServe, Trial
 from ftaas_pipelines.serving.engine_process import DRAIN_S, EngineProcess
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import now
@@ -91,6 +91,13 @@ class Supervisor:
                 self._answering[project] = release
                 return engine, release
         return None
+
+    def trial(self, project: str) -> tuple[EngineProcess, Trial] | None:
+        """The release that is tried beside, where it can answer."""
+        entry = self.desired.projects.get(project)
+        if entry is None or entry.trial is None or not (engine := self.engine_of(entry.trial.release)):
+            return None
+        return engine, entry.trial
 
     def engine_of(self, release: ReleaseToServe) -> EngineProcess | None:
         """The engine that has a release loaded."""
@@ -291,7 +298,24 @@ class Supervisor:
                 "state": state,
                 "reason": reason,
             }
+            if entry.trial:
+                out[project]["trial"] = self._trial_status(entry.trial)
         return out
+
+    def _trial_status(self, trial: Trial) -> dict[str, Any]:
+        release = trial.release
+        group = self.groups.get(release.key, Group())
+        why = group.refused.get(release.release)
+        if why is None and group.engine:
+            why = group.engine.problems.get(release.release)
+        state = "running" if self.engine_of(release) else "failed" if why else "starting"
+        return {
+            "release": release.release,
+            "kind": trial.kind,
+            "percent": trial.percent,
+            "state": state,
+            "reason": why or "",
+        }
 
     def _state(self) -> dict[str, Any]:
         projects = self.status()
