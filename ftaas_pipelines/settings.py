@@ -56,12 +56,15 @@ class Settings:
     port_dagster: int = _setting(3000, "port of the Dagster UI")
     port_mlflow: int = _setting(5000, "port of the MLflow UI")
     port_label_studio: int = _setting(8080, "port of Label Studio")
-    access: str = _setting("", "open: no key is needed; required; empty: required in the production profile")
+    access: str = _setting(
+        "", "required: endpoints ask for a key, as always in the production profile; open, or empty: not"
+    )
     access_pepper: str = _setting("", "what API keys are hashed under; empty: access_pepper in home", True)
     oidc_issuer: str = _setting("", "issuer whose tokens the endpoints take (OpenID Connect)")
     oidc_audience: str = _setting("ftaas", "audience that such a token must name")
     oidc_jwks: str = _setting("", "the issuer's public keys: a file or an https URL of a JWK set")
     oidc_once: int = _setting(0, "1: a token (jti) is taken once")
+    oidc_allowance: str = _setting("", "of each token's subject: requests_per_minute=60,…; empty: no limit")
     limits_url: str = _setting("", "redis://… where gateways share what was asked; empty: in memory", True)
     lease_wait_s: int = _setting(3600, "seconds to wait for another run that makes the same thing")
     alert_webhook: str = _setting("", "URL that gets a JSON POST when a run fails", True)
@@ -100,7 +103,7 @@ class Settings:
     @property
     def access_required(self) -> bool:
         """Whether an endpoint answers only who gives a key or a token."""
-        return self.access == "required" or (self.access != "open" and self.profile == "production")
+        return self.profile == "production" or self.access not in ("", "open")  # a slip opens nothing
 
     def port(self, environment: str) -> int:
         return self.port_production if environment == "production" else self.port_staging

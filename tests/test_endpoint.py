@@ -205,12 +205,7 @@ def test_who_hangs_up_is_not_generated_for(house: House) -> None:
 def test_key_limit_guard_log_and_trace_of_one_request(house: House) -> None:
     """Let in for its project until it has asked enough or is revoked; what it asked can be followed."""
     pepper = keys.pepper(house.settings.home)
-    given: dict[str, Any] = {
-        "projects": ["alpha"],
-        "environments": ["staging"],
-        "expires": None,
-        "actor": "olga",
-    }
+    given: dict[str, Any] = {"projects": ["alpha"], "environments": ["staging"], "expires": None}
     allowance = Allowance(requests_per_minute=3)
     id, key = keys.issue(
         house.ledger,

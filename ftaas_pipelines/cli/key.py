@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +16,7 @@ from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 
 app = typer.Typer(no_args_is_help=True, help="API keys of the endpoints: new, list, show, rotate, revoke.")
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
+_PATTERN = set("*?[")
 Which = Annotated[str, typer.Argument(help="The key's id (key_…), or its name.")]
 
 
@@ -39,7 +42,7 @@ def new(
     from ftaas_pipelines.serving.access.caller import ACTIONS, Allowance
 
     settings = configuration.load()
-    _may(settings, project)
+    _may_issue(settings, project)
     environments, actions = env or list(ENVIRONMENTS), action or list(ACTIONS)
     _known("--env", environments, ENVIRONMENTS)
     _known("--action", actions, ACTIONS)
@@ -103,7 +106,8 @@ def show(key: Which, as_json: output.Json = False) -> None:
 @app.command()
 def rotate(
     key: Which,
-    grace: Annotated[str, typer.Option(help="How long the old key lives on.")] = "24h",
+    grace: Annotated[str, typer.Option(help="How long the old key lives on: 24h, 0m.")] = "24h",
+    expires: Annotated[str, typer.Option(help="The successor's: 90d, 12h; the old one's, unless told.")] = "",
     as_json: output.Json = False,
 ) -> None:
     """Issue a successor with the same rights; both are valid for a while."""
@@ -112,13 +116,19 @@ def rotate(
 
     settings = configuration.load()
     ledger, now = open_ledger(settings), time.time()
-    known = keys.find(ledger, key)
-    _may(settings, known.projects)
+    known = keys.find(ledger, key, now)
+    _may_issue(settings, known.projects)
     if known.state(now) != "valid":
         raise InputInvalid(f"the key is {known.state(now)}", known.id, do="issue a new one: `ftaas key new`")
-    pepper, ends = keys.pepper(settings.home, settings.access_pepper), _until(grace)
-    assert ends is not None
-    new = keys.rotate(ledger, pepper, known, grace_s=ends - time.time(), now=now, actor=settings.who)
+    new = keys.rotate(
+        ledger,
+        keys.pepper(settings.home, settings.access_pepper),
+        known,
+        grace_s=_span(grace, "--grace"),
+        now=now,
+        actor=settings.who,
+        expires=now + _span(expires, "--expires") if expires else None,
+    )
     _show_new(as_json, *new, known.name)
 
 
@@ -135,15 +145,39 @@ def revoke(
     settings = configuration.load()
     ledger = open_ledger(settings)
     known = keys.find(ledger, key)
-    _may(settings, known.projects)
+    if settings.who != known.issued_by:
+        _may_end(settings, known.projects)
     if not known.revoked:
         keys.revoke(ledger, known, reason=reason, actor=settings.who)
     text = f"{known.id} ({known.name}) is revoked"
     output.emit(as_json, {"id": known.id, "revoked": True}, lambda screen: screen.print(text))
 
 
-def _may(settings: Settings, projects: Any) -> None:
-    """Whoever may own projects or approve releases by the platform policy may issue and end keys.
+def _may_issue(settings: Settings, names: Sequence[str]) -> None:
+    """Who may let somebody ask these projects: an owner or approver of each, or of none that is here yet.
+
+    A pattern takes in projects to come, and is for the policy's approvers.
+
+    Raises:
+        Refused: the actor may not.
+    """
+    from ftaas_pipelines.projects import catalog
+    from ftaas_pipelines.projects import policy as platform
+
+    policy = platform.load(settings.policy)
+    here = catalog.load_all(settings.projects, settings.policy)[0] if settings.projects.is_dir() else []
+    _may_end(settings, names)
+    for name in names:
+        if _PATTERN & set(name) and not policy.roles.allows("approver", settings.who):
+            raise _refused(settings, name, "a key for a pattern is for approvers by the platform policy")
+        for project in (one.project for one in here if fnmatch(one.name, name)):
+            people = project.people.owners + project.people.approvers
+            if settings.who.lower() not in {person.lower() for person in people}:
+                raise _refused(settings, project.name, "only its owners and approvers may issue a key for it")
+
+
+def _may_end(settings: Settings, names: Sequence[str]) -> None:
+    """Whoever may own projects or approve releases by the platform policy may end any key: in haste, too.
 
     Raises:
         Refused: the actor may not.
@@ -152,12 +186,13 @@ def _may(settings: Settings, projects: Any) -> None:
 
     policy = platform.load(settings.policy)
     if not any(policy.roles.allows(role, settings.who) for role in ("owner", "approver")):
-        raise Refused(
-            "may not issue or end keys: that is for owners and approvers by the platform policy",
-            ", ".join(projects),
-            settings.who,
-            "set FTAAS_ACTOR to who you are, or have somebody do it who may",
-        )
+        what = "keys are issued and ended by owners and approvers by the platform policy"
+        raise _refused(settings, ", ".join(names), what)
+
+
+def _refused(settings: Settings, where: str, what: str) -> Refused:
+    do = "set FTAAS_ACTOR to who you are, or have somebody do it who may"
+    return Refused(what, where, settings.who, do)
 
 
 def _known(where: str, given: list[str], known: tuple[str, ...]) -> None:
@@ -167,12 +202,15 @@ def _known(where: str, given: list[str], known: tuple[str, ...]) -> None:
 
 def _until(text: str) -> float | None:
     """UTC seconds at which a span from now ends; None for `never`."""
-    if text == "never":
-        return None
-    match = re.fullmatch(r"(\d+)([mhd])", text)
+    return None if text == "never" else time.time() + _span(text, "--expires")
+
+
+def _span(text: str, where: str) -> int:
+    """Seconds of a span such as 90d."""
+    match = re.fullmatch(r"([0-9]{1,6})([mhd])", text)
     if not match:
-        raise InputInvalid("is no span of time", "--expires or --grace", text, "write 90d, 12h, 30m or never")
-    return time.time() + int(match[1]) * _UNITS[match[2]]
+        raise InputInvalid("is no span of time", where, text, "write 90d, 12h or 30m")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def _day(key: dict[str, Any]) -> str:

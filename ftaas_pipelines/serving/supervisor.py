@@ -107,6 +107,7 @@ async def _serve(settings: Settings, folder: Folder, listener: socket.socket) ->
             refreshing.cancel()
             ended, _ = await asyncio.gather(loop, refreshing, return_exceptions=True)
             await supervisor.close()
+            await endpoint.limits.close()
             await asyncio.to_thread(endpoint.log.close)
         if not isinstance(ended, asyncio.CancelledError):
             raise ended if isinstance(ended, BaseException) else RuntimeError("the watch ended")

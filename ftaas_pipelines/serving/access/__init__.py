@@ -38,12 +38,12 @@ class Access:
 
     @classmethod
     def of(cls, settings: Settings, environment: str, ledger: Callable[[], Ledger]) -> "Access":
-        """As the settings say."""
-        provider = None
-        if settings.oidc_issuer:
-            provider = Provider(
-                settings.oidc_issuer, settings.oidc_audience, settings.oidc_jwks, bool(settings.oidc_once)
-            )
+        """As the settings say.
+
+        Raises:
+            InputInvalid: a setting is wrong, or the pepper cannot be read.
+        """
+        provider = Provider.of(settings) if settings.oidc_issuer else None
         pepper = keys.pepper(settings.home, settings.access_pepper)
         return cls(environment, settings.access_required, pepper, ledger, provider)
 
@@ -80,10 +80,13 @@ class Access:
         """Hear of keys issued and revoked since the last time, and of the provider's keys.
 
         Raises:
-            FtaasError, OSError: the ledger or the provider cannot be asked; what was known still holds.
+            FtaasError, OSError, ValueError: the ledger or the provider cannot be asked or understood; what
+                was known still holds.
         """
-        entries = self._ledger().entries(keys.KINDS, authentic=True, after=self._seq)
-        keys.add(self._keys, entries)
-        self._seq = max([self._seq, *(e.seq for e in entries)])
-        if self._provider:
-            self._provider.refresh()
+        try:
+            entries = self._ledger().entries(keys.KINDS, authentic=True, after=self._seq)
+            keys.add(self._keys, entries)
+            self._seq = max([self._seq, *(e.seq for e in entries)])
+        finally:
+            if self._provider:
+                self._provider.refresh()

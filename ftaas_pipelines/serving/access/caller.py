@@ -1,9 +1,10 @@
 """Who asks, and what they may."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from fnmatch import fnmatch
 from typing import Literal, get_args
 
+from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
 
 Action = Literal["answer", "feedback", "models"]
@@ -19,6 +20,21 @@ class Allowance:
     tokens_per_minute: int | None = None
     tokens_per_day: int | None = None
     concurrent: int | None = None
+
+    @classmethod
+    def parse(cls, text: str, where: str) -> "Allowance":
+        """Of a setting such as `requests_per_minute=60,tokens_per_day=100000`; empty: no limit.
+
+        Raises:
+            InputInvalid: a limit is not known, or is not a whole number from 1 on.
+        """
+        pairs = [part.strip().partition("=") for part in text.split(",") if part.strip()]
+        known = {f.name for f in fields(cls)}
+        for name, _, value in pairs:
+            if name not in known or not value.isdecimal() or not int(value):
+                do = f"write one of {', '.join(sorted(known))}, `=` and a number from 1 on"
+                raise InputInvalid("is no limit", where, f"{name}={value}", do)
+        return cls(**{name: int(value) for name, _, value in pairs})
 
     def as_dict(self) -> dict[str, int]:
         """Only what is limited."""
@@ -45,4 +61,5 @@ class Caller:
     def require(self, action: Action, project: str) -> None:
         """Raises RequestRefused: 403, it may not do this there."""
         if not self.may(action, project):
-            raise RequestRefused(403, f"This key may not {action} for '{project}'", "permission_denied")
+            said = f"This key may not ask for '{action}' of '{project[:100]}'"
+            raise RequestRefused(403, said, "permission_denied")

@@ -9,19 +9,21 @@ import hashlib
 import hmac
 import os
 import secrets
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ftaas_pipelines.errors import InputInvalid
-from ftaas_pipelines.governance.ledger import Entry, Ledger
+from ftaas_pipelines.governance.ledger import Entry, Ledger, New
 from ftaas_pipelines.serving.access.caller import Action, Allowance, Caller
 
 PREFIX = "ftaas_"
 ISSUED, ROTATED, REVOKED = "key_issued", "key_rotated", "key_revoked"
 KINDS = (ISSUED, ROTATED, REVOKED)
 _PEPPER = "access_pepper"
+_LEAST_PEPPER = 16  # bytes
 
 
 @dataclass(frozen=True)
@@ -70,23 +72,44 @@ class Key:
 
 
 def pepper(home: Path, given: str = "") -> bytes:
-    """The secret that keys are hashed under: the setting's, or this home's own, made when first needed."""
+    """The secret that keys are hashed under: the setting's, or this home's own, made when first needed.
+
+    Raises:
+        InputInvalid: it is too short to be one, or cannot be read.
+    """
     if given:
-        return given.encode()
+        return _long_enough(given.encode(), "FTAAS_ACCESS_PEPPER")
     file = home / _PEPPER
-    if not file.exists():
-        home.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{_PEPPER}.{secrets.token_hex(8)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as out:
-            out.write(secrets.token_bytes(32))
-        try:
-            os.link(temporary, file)  # whoever comes second takes the first one's
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
-    return file.read_bytes()
+    try:
+        if not file.exists():
+            _make(file)
+        return _long_enough(file.read_bytes(), str(file))
+    except OSError as error:
+        do = "run as the user the platform runs as, or set FTAAS_ACCESS_PEPPER"
+        raise InputInvalid("cannot be read", str(file), error.strerror or "", do) from error
+
+
+def _long_enough(secret: bytes, where: str) -> bytes:
+    if len(secret) < _LEAST_PEPPER:
+        do = f"put {_LEAST_PEPPER} random bytes there or more; keys issued under another pepper end"
+        raise InputInvalid("is too short for a secret", where, f"{len(secret)} bytes", do)
+    return secret
+
+
+def _make(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{_PEPPER}.{secrets.token_hex(8)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as out:
+        out.write(secrets.token_bytes(32))
+        out.flush()
+        os.fsync(out.fileno())  # keys are issued under it at once
+    try:
+        os.link(temporary, file)  # whoever comes second takes the first one's
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
 
 
 def mac(pepper: bytes, key: str) -> str:
@@ -127,38 +150,45 @@ def issue(
 ) -> tuple[str, str]:
     """Issue a key. Returns its id, and the key, which cannot be had again."""
     id, key = new_key()
-    body = {
-        "id": id,
-        "name": name,
-        "mac": mac(pepper, key),
-        "projects": list(projects),
-        "environments": list(environments),
-        "actions": list(actions),
-        "allowance": allowance.as_dict(),
-        "expires": expires,
-    }
+    body = _body(
+        id, mac(pepper, key), name=name, projects=projects, environments=environments, actions=actions,
+        allowance=allowance, expires=expires,
+    )  # fmt: skip
     ledger.append(ISSUED, subject(id), body, project="", actor=actor)
     return id, key
 
 
+def _body(id: str, mac: str, *, allowance: Allowance, **said: Any) -> dict[str, Any]:
+    """What the ledger says of a key that is issued."""
+    return {"id": id, "mac": mac, "allowance": allowance.as_dict(), **said}
+
+
 def rotate(
-    ledger: Ledger, pepper: bytes, known: Key, *, grace_s: float, now: float, actor: str
+    ledger: Ledger,
+    pepper: bytes,
+    known: Key,
+    *,
+    grace_s: float,
+    now: float,
+    actor: str,
+    expires: float | None = None,
 ) -> tuple[str, str]:
-    """Issue a successor with the same rights; the old key lives on for `grace_s` seconds."""
-    new = issue(
-        ledger,
-        pepper,
-        name=known.name,
-        projects=known.projects,
-        environments=known.environments,
-        actions=known.actions,
-        allowance=known.allowance,
-        expires=known.expires,
-        actor=actor,
+    """Issue a successor with the same rights; the old key lives on for `grace_s` seconds.
+
+    Args:
+        expires: of the successor, UTC seconds; None: as the old one's.
+    """
+    id, key = new_key()
+    issued = _body(
+        id, mac(pepper, key), name=known.name, projects=known.projects, environments=known.environments,
+        actions=known.actions, allowance=known.allowance, expires=expires or known.expires,
+    )  # fmt: skip
+    ended = {"id": known.id, "successor": id, "expires": now + grace_s}
+    # Both or none: a successor that nobody was shown would be valid for nobody's good.
+    ledger.append_many(
+        [New(ISSUED, subject(id), issued, "", actor), New(ROTATED, subject(known.id), ended, "", actor)]
     )
-    body = {"id": known.id, "successor": new[0], "expires": now + grace_s}
-    ledger.append(ROTATED, subject(known.id), body, project="", actor=actor)
-    return new
+    return id, key
 
 
 def revoke(ledger: Ledger, known: Key, *, reason: str, actor: str) -> None:
@@ -186,15 +216,9 @@ def add(known: dict[str, Key], entries: Sequence[Entry]) -> None:
         elif id in known and entry.kind == ROTATED:
             before = known[id].expires
             ends = float(body["expires"])
-            known[id] = _replaced(known[id], expires=ends if before is None else min(before, ends))
+            known[id] = replace(known[id], expires=ends if before is None else min(before, ends))
         elif id in known and entry.kind == REVOKED:
-            known[id] = _replaced(known[id], revoked=True)
-
-
-def _replaced(key: Key, **changes: Any) -> Key:
-    from dataclasses import replace
-
-    return replace(key, **changes)
+            known[id] = replace(known[id], revoked=True)
 
 
 def all_keys(ledger: Ledger) -> dict[str, Key]:
@@ -204,7 +228,7 @@ def all_keys(ledger: Ledger) -> dict[str, Key]:
     return known
 
 
-def find(ledger: Ledger, wanted: str) -> Key:
+def find(ledger: Ledger, wanted: str, now: float | None = None) -> Key:
     """A key by its id, or by its name where only one valid key has it.
 
     Raises:
@@ -213,9 +237,10 @@ def find(ledger: Ledger, wanted: str) -> Key:
     known = all_keys(ledger)
     if wanted in known:
         return known[wanted]
-    named = [key for key in known.values() if key.name == wanted and not key.revoked]
+    now = time.time() if now is None else now
+    named = [key for key in known.values() if key.name == wanted and key.state(now) == "valid"]
     if len(named) == 1:
         return named[0]
-    what = "several keys have this name" if named else "there is no such key"
+    what = "several valid keys have this name" if named else "there is no such key, or none that is valid"
     got = ", ".join(k.id for k in named) or wanted
-    raise InputInvalid(what, "key", got, "`ftaas key list` shows the ids")
+    raise InputInvalid(what, "key", got, "name it by its id: `ftaas key list --all`")
