@@ -61,10 +61,10 @@ def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
 @pytest.mark.parametrize(
     ("content", "code"),
     [
-        (b"", "invalid_value"),
-        (b"{", "invalid_value"),
-        (b"\xff\xfe{}", "invalid_value"),
-        (b'{"model": "alpha", "messages": "\xff"}', "invalid_value"),
+        (b"", "invalid_json"),
+        (b"{", "invalid_json"),
+        (b"\xff\xfe{}", "invalid_json"),
+        (b'{"model": "alpha", "messages": "\xff"}', "invalid_json"),
         (b"[1, 2]", "invalid_value"),
         (b"null", "invalid_value"),
         (json.dumps(body(messages=[])).encode(), "invalid_value"),
@@ -73,13 +73,13 @@ def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
         (json.dumps(body(max_tokens=-1)).encode(), "invalid_value"),
         (json.dumps(body(max_tokens=1.5)).encode(), "invalid_value"),
         (json.dumps(body(temperature="hot")).encode(), "invalid_value"),
-        (json.dumps(body(temperature=float("nan"))).encode(), "invalid_value"),
+        (json.dumps(body(temperature=float("nan"))).encode(), "invalid_json"),
         (json.dumps(body(n=0)).encode(), "invalid_value"),
         (json.dumps(body(n=1000)).encode(), "invalid_value"),
         (json.dumps(body(seed=2**70)).encode(), "invalid_value"),
         (json.dumps(body(stop=[1])).encode(), "invalid_value"),
         (json.dumps(body(logit_bias={"1": 5})).encode(), "invalid_value"),
-        (b'{"model": "alpha", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_value"),
+        (b'{"model": "alpha", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_json"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -87,6 +87,14 @@ def test_a_wrong_body_is_one_clear_error(house: House, content: bytes, code: str
     for path in (PATH, "/v1/completions"):
         answer = house.http.post(path, content=content, headers={"content-type": "application/json"})
         refused(answer, 400, code)
+
+
+def test_a_key_that_stands_twice_is_read_once(house: House) -> None:
+    """What the guard looked at is what the model is shown."""
+    twice = b'{"model": "alpha", "messages": [{"role": "user", "content": "a"}], "messages": ['
+    twice += b'{"role": "user", "content": "What does fault E42 mean?"}], "return_token_ids": true}'
+    answer = house.http.post(PATH, content=twice)
+    assert answer.json()["usage"] == house.http.post(PATH, json=body()).json()["usage"]
 
 
 def test_too_large_too_long_unknown(house: House) -> None:

@@ -162,12 +162,14 @@ async def read(passage: Passage) -> None:
     """
     raw = await body_of(passage.http)
     try:
-        passage.asked = _SHAPES[passage.kind].model_validate_json(raw)
         passage.body = orjson.loads(raw)
+    except ValueError as error:
+        raise RequestRefused(400, f"The body is not JSON: {error}", "invalid_json") from None
+    try:
+        # Of what was read, not of the raw bytes again: where a key stands twice, one reader must decide.
+        passage.asked = _SHAPES[passage.kind].model_validate_json(orjson.dumps(passage.body))
     except ValidationError as error:
         raise invalid(error.errors(include_url=False)) from None
-    except (ValueError, RecursionError):
-        raise RequestRefused(400, "The body is not JSON", "invalid_json") from None
 
 
 async def body_of(http: Request) -> bytes:
@@ -270,12 +272,8 @@ def _asked(endpoint: Endpoint, passage: Passage, target: Target) -> Coroutine[An
 async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
     """Have another release answer the same, whole, and record what it said: nobody gets it."""
     other = Passage(passage.http, passage.kind)
-    other.shadow_of, other.target, other.caller, other.asked = (
-        passage.id,
-        target,
-        passage.caller,
-        passage.asked,
-    )
+    other.shadow_of, other.target = passage.id, target
+    other.caller, other.asked = passage.caller, passage.asked
     other.body = {k: v for k, v in passage.body.items() if k not in ("stream", "stream_options")}
     other.guard, other.messages = passage.guard, passage.messages
     other.noticed = list(passage.noticed)
@@ -294,12 +292,11 @@ async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
 def _redacted(passage: Passage) -> dict[str, Any]:
     if passage.kind == "completion":
         return {"prompt": passage.messages[0]["content"]}
-    plain = [m for m in passage.messages]
     asked: list[dict[str, Any]] = passage.body["messages"]
     return {
         "messages": [
-            {**given, "content": _content(given["content"], m["content"])}
-            for given, m in zip(asked, plain, strict=True)
+            {**given, "content": _content(given["content"], checked["content"])}
+            for given, checked in zip(asked, passage.messages, strict=True)
         ]
     }
 
@@ -403,6 +400,8 @@ def _guarded(passage: Passage, guard: Any, choice: dict[str, Any]) -> None:
     if choice["finish_reason"]:
         text += guard.end()
         passage.finish = choice["finish_reason"]
+        if any(n.action == "redact" for n in guard.noticed):
+            choice["logprobs"] = None  # they would tell what was redacted
     if text or name in holder:
         holder[name] = text
     passage.answer += text
