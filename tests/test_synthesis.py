@@ -415,16 +415,18 @@ def test_a_label_is_named_or_it_is_not() -> None:
 @pytest.mark.slow
 def test_our_own_gateway_writes_rows(ftaas: Ftaas, project: Path, home: Path, tmp_path: Path) -> None:
     """The tiny model's words are nonsense: what counts is that the whole way runs, marked and counted."""
-    from test_serving import BASE, build, random_adapter
+    from serving_house import CAUSAL, approve, build, random_adapter
 
     from ftaas_pipelines import settings as configuration
+    from ftaas_pipelines.governance.ledger import open_ledger
     from ftaas_pipelines.serving import deployments
     from ftaas_pipelines.store import Store
 
     settings = configuration.load()
     home.mkdir(parents=True, exist_ok=True)
-    bento = build(home.resolve(), "codes", random_adapter(Store(settings.store_path), BASE, 1), BASE)
-    release = deployments.release_to_serve(settings, "codes", "0" * 64, bento, str(BASE), 64)
+    bento = build(home.resolve(), "codes", random_adapter(Store(settings.store_path), CAUSAL, 1), CAUSAL)
+    release = deployments.release_to_serve(settings, "codes", "0" * 64, bento, str(CAUSAL), 64)
+    approve(open_ledger(settings), release)
     file = tmp_path / "notes.jsonl"
     file.write_text("".join(json.dumps({"text": f"note {w}"}) + "\n" for w in WORDS[:6]), "utf-8")
     try:
