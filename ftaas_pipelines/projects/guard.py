@@ -53,8 +53,8 @@ def looser(own: GuardRules, least: GuardRules) -> list[tuple[str, str]]:
         mine, theirs = getattr(own, side), getattr(least, side)
         for name in type(theirs).model_fields:
             have, want = getattr(mine, name), getattr(theirs, name)
-            if name not in mine.model_fields_set:
-                continue
+            if name not in mine.model_fields_set or (name == "on_words" and not theirs.words):
+                continue  # what is done about words binds a project where the platform names some
             if isinstance(want, str) and STRICTER.index(have) < STRICTER.index(want):
                 found.append((side, name))
             elif name == "max_characters" and want is not None and (have is None or have > want):
@@ -72,12 +72,15 @@ def together(own: GuardRules, least: GuardRules) -> GuardRules:
         out: dict[str, object] = {}
         for name in type(theirs).model_fields:
             have, want = getattr(mine, name), getattr(theirs, name)
-            if isinstance(want, str):
+            if name == "on_words" and not theirs.words:
+                out[name] = have
+            elif isinstance(want, str):
                 out[name] = max(have, want, key=STRICTER.index) if name in mine.model_fields_set else want
             elif name == "words":
                 out[name] = list(dict.fromkeys([*want, *have]))
             elif name == "languages":
-                out[name] = [code for code in have if code in want] if have and want else have or want
+                # None in common: the platform's, as an empty list would let every language pass.
+                out[name] = ([code for code in have if code in want] if want else have) or want
             else:
                 out[name] = min((v for v in (have, want) if v is not None), default=None)
         sides[side] = out

@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 from ftaas_pipelines.data.cleaning.language import language_of
 from ftaas_pipelines.projects.guard import GuardRules, GuardSide, InputSide, OutputSide
-from ftaas_pipelines.serving.guard import injection, spotting
+from ftaas_pipelines.serving.guard import holding, injection, spotting
 from ftaas_pipelines.serving.guard.spotting import Spot
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
 
 __all__ = ["Guard", "GuardStream", "InputRefused", "Noticed", "OutputRefused"]
 
 Where = Literal["input", "output"]
-_WINDOW = 256  # characters before those that leave, in which words say what they are
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,9 @@ class Guard:
         noticed: list[Noticed] = []
         for message in messages:
             text = str(message.get("content") or "")
+            if too_long := _too_long(self.rules.input, text, "input"):
+                noticed.append(too_long)  # and nobody looks through it
+                continue
             spots = self._input.spots(text)
             noticed += _counted(spots, "input")
             noticed += _whole_input(self.rules.input, text)
@@ -79,6 +81,8 @@ class Guard:
         Raises:
             OutputRefused: it must not.
         """
+        if too_long := _too_long(self.rules.output, text, "output"):
+            raise OutputRefused([too_long])
         spots = self._output.spots(text)
         noticed = [*_counted(spots, "output"), *_whole_output(self.rules.output, text)]
         if any(n.action == "refuse" for n in noticed):
@@ -109,7 +113,7 @@ class GuardStream:
     from the refused place on has left.
 
     Attributes:
-        noticed: what was seen in what has left.
+        noticed: what was seen in what has left; after `end`, what `check_output` notices in the whole.
     """
 
     def __init__(self, rules: OutputSide, spotter: spotting.Spotter):
@@ -125,14 +129,18 @@ class GuardStream:
             OutputRefused: a rule refuses what has come.
         """
         self._text += text
-        most = self._rules.max_characters
-        if most is not None and len(self._text) > most:
-            raise OutputRefused([Noticed("max_characters", "length", "refuse", 1, "output")])
-        if not self._spotter.changes and not _judges_the_whole(self._rules):
-            return self._let_go(len(self._text), [])
+        if too_long := _too_long(self._rules, self._text, "output"):
+            raise OutputRefused([too_long])
         if _judges_the_whole(self._rules):
             return ""
-        return self._up_to(self._spotter.safe_until(self._text, self._gone))
+        if not self._spotter.changes:
+            return self._let_go(len(self._text), [])
+        until = holding.candidate(self._spotter, self._text, self._gone)
+        if until <= self._gone:
+            return ""
+        seen = self._seen()
+        until = holding.settled(self._spotter, self._text, self._gone, until, seen)
+        return self._let_go(until, [s for s in seen if s.end <= until])
 
     def end(self) -> str:
         """The rest of the answer.
@@ -140,36 +148,34 @@ class GuardStream:
         Raises:
             OutputRefused: a rule refuses it.
         """
-        noticed = _whole_output(self._rules, self._text)
+        noticed = _counted(self._spotter.spots(self._text), "output")
+        noticed += _whole_output(self._rules, self._text)
         if any(n.action == "refuse" for n in noticed):
+            self.noticed = []  # they are told by what is raised
             raise OutputRefused(noticed)
-        rest = self._up_to(len(self._text), last=True)
-        if not self._spotter.changes:  # only flags: the text has left already
-            noticed += _counted(self._spotter.spots(self._text), "output")
-        self.noticed += noticed
+        rest = self._let_go(len(self._text), self._seen() if self._spotter.changes else [])
+        self.noticed = noticed
         return rest
 
-    def _up_to(self, until: int, last: bool = False) -> str:
-        if until <= self._gone:
-            return ""
-        start = max(0, self._gone - _WINDOW)
-        spots = [s.moved(start) for s in self._spotter.spots(self._text[start:])]
-        spots = [s for s in spots if s.start >= self._gone]
-        if not last:
-            # A place that reaches the end, or over the cut, may still grow.
-            until = min([until, *(s.start for s in spots if s.end > until)])
-        due = [s for s in spots if s.end <= until]
-        if refusing := [s for s in due if s.action == "refuse"]:
-            raise OutputRefused(_counted(refusing, "output"))
-        return self._let_go(until, due)
+    def _seen(self) -> list[Spot]:
+        """The places that change what has not left yet; of one that began before (none should), its rest."""
+        start = holding.window(self._text, self._gone)
+        found = (spot.moved(start) for spot in self._spotter.all(self._text[start:], acting=True))
+        return [s._replace(start=max(s.start, self._gone)) for s in found if s.end > self._gone]
 
-    def _let_go(self, until: int, spots: Sequence[Spot]) -> str:
-        if until <= self._gone:
-            return ""
+    def _let_go(self, until: int, seen: Sequence[Spot]) -> str:
+        spots = spotting.apart(seen)
+        if refusing := [spot for spot in spots if spot.action == "refuse"]:
+            raise OutputRefused(_counted(refusing, "output"))
         start, self._gone = self._gone, until
-        if self._spotter.changes:
-            self.noticed += _counted(spots, "output")
+        self.noticed += _counted(spots, "output")
         return spotting.redacted(self._text[start:until], [s.moved(-start) for s in spots])
+
+
+def _too_long(rules: GuardSide, text: str, where: Where) -> Noticed | None:
+    if rules.max_characters is not None and len(text) > rules.max_characters:
+        return Noticed("max_characters", "length", "refuse", 1, where)
+    return None
 
 
 def _counted(spots: Sequence[Spot], where: Where) -> list[Noticed]:
@@ -193,8 +199,6 @@ def _whole_output(rules: OutputSide, text: str) -> list[Noticed]:
 
 def _whole(rules: GuardSide, text: str, where: Where) -> list[Noticed]:
     found: list[Noticed] = []
-    if rules.max_characters is not None and len(text) > rules.max_characters:
-        found.append(Noticed("max_characters", "length", "refuse", 1, where))
     if rules.languages and (code := language_of(text)) and code not in rules.languages:
         found.append(Noticed("languages", code, "refuse", 1, where))
     return found

@@ -1,13 +1,14 @@
 """Places in a text that a rule speaks of: personal data, secrets, words. The value stays where it is."""
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 from ftaas_pipelines.data.privacy import contacts, credentials, identifiers
 from ftaas_pipelines.data.privacy.findings import Detector
 from ftaas_pipelines.projects.guard import GuardSide
+from ftaas_pipelines.serving.guard import hints
 
 _PERSONAL = (
     identifiers.CREDIT_CARD,
@@ -17,9 +18,10 @@ _PERSONAL = (
     contacts.EMAIL,
     contacts.PHONE,
 )
-_SPREAD = 160  # characters that a place with spaces in it (a telephone, an IBAN, “ann [at] …”) may take up
-_BOUNDARY = re.compile(r"\s|[^\x00-\x7f]")
-_OPEN_KEY = re.compile(r"-{1,5}(?:BEGIN[^\n]{0,60})?$|-----BEGIN [^\n]{0,60}$")
+_ACTING = ("redact", "refuse")
+_STRICT = {"refuse": 0, "redact": 1, "flag": 2}
+_BLANK = 32  # white space that detectors are shown of a longer run: some patterns take its square in time
+_BLANKS = re.compile(rf"\s{{{_BLANK + 1},}}")
 
 
 class Spot(NamedTuple):
@@ -40,63 +42,73 @@ class Spotter:
 
     Attributes:
         changes: whether any rule redacts or refuses a place: then a stream is held back.
+        secret, personal: whether secrets, personal data are redacted or refused.
+        longest: characters of the longest word or phrase that is redacted or refused; 0: none is.
     """
 
     def __init__(self, rules: GuardSide):
-        self._detectors: list[tuple[Detector, re.Pattern[str], str, str]] = []
+        self._detectors: list[tuple[Detector, str, str]] = []
         if rules.secrets != "off":
-            self._add(credentials.SECRET, "secrets", rules.secrets)
+            self._detectors.append((credentials.SECRET, "secrets", rules.secrets))
         if rules.personal_data != "off":
-            for detector in _PERSONAL:
-                self._add(detector, "personal_data", rules.personal_data)
+            self._detectors += [(detector, "personal_data", rules.personal_data) for detector in _PERSONAL]
         self._words = _one_of(rules.words) if rules.words and rules.on_words != "off" else None
         self._on_words = rules.on_words
-        acting = ("redact", "refuse")
-        self._spread = 0
-        if rules.personal_data in acting:
-            self._spread = _SPREAD
-        if self._words and rules.on_words in acting:
-            self._spread = max(self._spread, 2 * max(len(word) for word in rules.words))
-        words = self._words is not None and rules.on_words in acting
-        self.changes = words or rules.secrets in acting or rules.personal_data in acting
-
-    def _add(self, detector: Detector, rule: str, action: str) -> None:
-        self._detectors.append((detector, _gate(detector.gate), rule, action))
+        self.secret = rules.secrets in _ACTING
+        self.personal = rules.personal_data in _ACTING
+        acts = self._words is not None and rules.on_words in _ACTING
+        self.longest = max(len(word) for word in rules.words) if acts else 0
+        self.changes = acts or self.personal or self.secret
 
     def spots(self, text: str) -> list[Spot]:
         """The places, in order, none over another: of overlapping ones the stricter, then the longer."""
-        found = list(self._all(text))
-        strict = {"refuse": 0, "redact": 1, "flag": 2}
-        kept: list[Spot] = []
-        for spot in sorted(found, key=lambda s: (strict[s.action], s.start - s.end, s.start, s.kind)):
-            if not any(spot.start < other.end and other.start < spot.end for other in kept):
-                kept.append(spot)
-        return sorted(kept)
+        return apart(self.all(text))
 
-    def _all(self, text: str) -> Iterator[Spot]:
-        for detector, gate, rule, action in self._detectors:
-            if gate.search(text):
-                for span in detector.find(text):
-                    yield Spot(span.start, span.end, rule, span.kind, action)
-        if self._words:
+    def all(self, text: str, acting: bool = False) -> list[Spot]:
+        """Every place, also over one another; `acting`: only those that are redacted or refused."""
+        shown, removed = _shown(text)
+        found = self._find(shown, acting)
+        return [s._replace(start=_at(s.start, removed), end=_at(s.end, removed)) for s in found]
+
+    def _find(self, text: str, acting: bool) -> Iterator[Spot]:
+        hinted = hints.hinted(text) if self._detectors else set[str]()
+        for detector, rule, action in self._detectors:
+            if (acting and action not in _ACTING) or detector.name in hints.KNOWN - hinted:
+                continue
+            for span in detector.find(text):
+                yield Spot(span.start, span.end, rule, span.kind, action)
+        if self._words and not (acting and self._on_words not in _ACTING):
             for match in self._words.finditer(text):
                 yield Spot(*match.span(), "words", "word", self._on_words)
 
-    def safe_until(self, text: str, gone: int) -> int:
-        """How far no rule can see more, whatever comes behind: whole words, `_SPREAD` before the end."""
-        end = len(text) - self._spread
-        if open_key := _OPEN_KEY.search(text, max(gone, len(text) - 80)):
-            end = min(end, open_key.start())
-        while end > gone:
-            if _BOUNDARY.match(text[end - 1]):
-                return end
-            end -= 1
-        return gone
+
+def apart(found: Sequence[Spot]) -> list[Spot]:
+    """Of places over one another the stricter, then the longer; in order."""
+    kept: list[Spot] = []
+    for spot in sorted(found, key=lambda s: (_STRICT[s.action], s.start - s.end, s.start, s.kind)):
+        if not any(spot.start < other.end and other.start < spot.end for other in kept):
+            kept.append(spot)
+    return sorted(kept)
 
 
-@cache
-def _gate(pattern: str) -> re.Pattern[str]:
-    return re.compile(pattern)
+def _shown(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text with long runs of white space cut short, and from where on how many characters are missing."""
+    pieces: list[str] = []
+    removed: list[tuple[int, int]] = []
+    at = missing = 0
+    for run in _BLANKS.finditer(text):
+        last = "\n" if "\n" in run[0] else run[0][-1]
+        pieces += [text[at : run.start() + _BLANK - 1], last]
+        at = run.end()
+        missing += len(run[0]) - _BLANK
+        removed.append((at - missing, missing))
+    return "".join([*pieces, text[at:]]), removed
+
+
+def _at(place: int, removed: Sequence[tuple[int, int]]) -> int:
+    """Where a place of the shown text is in the text."""
+    i = bisect_right(removed, place, key=lambda r: r[0]) - 1
+    return place + removed[i][1] if i >= 0 else place
 
 
 def _one_of(words: Sequence[str]) -> re.Pattern[str]:
