@@ -6,7 +6,6 @@ alone (an image) is called directly.
 
 import asyncio
 import hmac
-import json
 import os
 import secrets
 from collections.abc import AsyncIterator
@@ -14,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from fastapi.routing import APIRoute
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
@@ -26,6 +25,8 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.staticfiles import StaticFiles
@@ -43,6 +44,7 @@ from ftaas_pipelines.serving.openai_shapes import (
     invalid,
 )
 from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
+from ftaas_pipelines.serving.straight import Straight, described
 
 if TYPE_CHECKING:
     from ftaas_pipelines.inference.batch import Generation
@@ -195,7 +197,7 @@ class Answering:
                 raise self._refusal(failure) from failure
         self._first = [(i, piece)]
 
-    async def events(self) -> AsyncIterator[str]:
+    async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events: a chunk for each piece of text, the finish reasons, `[DONE]`."""
         left = len(self.tickets)
         prompt_tokens = completion_tokens = 0
@@ -216,7 +218,7 @@ class Answering:
             usage = self.shape.usage_chunk(prompt_tokens, completion_tokens)
             if self.request.stream_options.include_usage:
                 yield _event({**usage, **self._timing()})
-            yield "data: [DONE]\n\n"
+            yield b"data: [DONE]\n\n"
         except Exception as failure:
             refusal = self._refusal(failure)
             if not isinstance(refusal, RequestRefused):
@@ -227,8 +229,12 @@ class Answering:
             self.cancel()
 
 
-def _event(body: dict[str, Any]) -> str:
-    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n"
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + to_json(body, inf_nan_mode="null") + b"\n\n"
+
+
+def _json(body: dict[str, Any]) -> Response:
+    return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 
 class _Gone(Exception):
@@ -256,6 +262,29 @@ async def _gone(http: HttpRequest) -> None:
         pass
 
 
+async def _answer(
+    engine: Engine, meter: Meter, http: HttpRequest, shape: type[ChatRequest] | type[CompletionRequest]
+) -> Response:
+    try:
+        request = shape.model_validate_json(await http.body())
+    except ValidationError as found:
+        raise invalid(found.errors(include_url=False)) from None
+    answering = Answering(engine, meter, request)
+    try:
+        await answering.begin()
+        if request.stream:
+            await answering.started()
+    except BaseException:
+        answering.cancel()
+        raise
+    if request.stream:
+        return StreamingResponse(answering.events(), media_type="text/event-stream")
+    try:
+        return _json(await _unless_gone(http, answering))
+    except _Gone:
+        return Response(status_code=499)  # nobody reads it
+
+
 def application(engine: Engine) -> FastAPI:
     """The application over an engine that may still be empty: it is loaded when the service starts."""
     app = FastAPI(title="ftaas", version="1", docs_url=None, redoc_url=None)
@@ -264,35 +293,19 @@ def application(engine: Engine) -> FastAPI:
     _pages(app, meter)
     _private(app, engine)
 
-    async def answer(request: ChatRequest | CompletionRequest, http: HttpRequest) -> Response:
-        answering = Answering(engine, meter, request)
-        try:
-            await answering.begin()
-            if request.stream:
-                await answering.started()
-        except BaseException:
-            answering.cancel()
-            raise
-        if request.stream:
-            return StreamingResponse(answering.events(), media_type="text/event-stream")
-        try:
-            return JSONResponse(await _unless_gone(http, answering))
-        except _Gone:
-            return Response(status_code=499)  # nobody reads it
+    app.router.route_class = Straight
 
-    @app.post("/v1/chat/completions")
-    async def chat_completions(  # pyright: ignore[reportUnusedFunction]
-        request: ChatRequest, http: HttpRequest
-    ) -> Response:
+    @app.post("/v1/chat/completions", openapi_extra=described(ChatRequest))
+    async def chat_completions(http: HttpRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Answer a conversation."""
-        return await answer(request, http)
+        return await _answer(engine, meter, http, ChatRequest)
 
-    @app.post("/v1/completions")
-    async def completions(  # pyright: ignore[reportUnusedFunction]
-        request: CompletionRequest, http: HttpRequest
-    ) -> Response:
+    @app.post("/v1/completions", openapi_extra=described(CompletionRequest))
+    async def completions(http: HttpRequest) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Answer a text; the model reads it as one user message."""
-        return await answer(request, http)
+        return await _answer(engine, meter, http, CompletionRequest)
+
+    app.router.route_class = APIRoute
 
     @app.post("/v1/embeddings", include_in_schema=False)
     async def embeddings() -> None:  # pyright: ignore[reportUnusedFunction]
@@ -371,12 +384,6 @@ def _errors(app: FastAPI, meter: Meter) -> None:
         meter.refused(failure.status, None)
         return JSONResponse(failure.body, failure.status)
 
-    async def malformed(_: HttpRequest, failure: Exception) -> Response:
-        assert isinstance(failure, RequestValidationError)
-        meter.refused(400, None)
-        refused = invalid(failure.errors())
-        return JSONResponse(refused.body, refused.status)
-
     async def http(_: HttpRequest, failure: Exception) -> Response:
         assert isinstance(failure, HTTPException)
         return JSONResponse(error(failure.status_code, str(failure.detail)), failure.status_code)
@@ -386,7 +393,6 @@ def _errors(app: FastAPI, meter: Meter) -> None:
         return JSONResponse(error(500, f"{type(failure).__name__}: {failure}"), 500)
 
     app.add_exception_handler(RequestRefused, refused)
-    app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, broken)
 

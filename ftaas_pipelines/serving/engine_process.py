@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import secrets
 import socket
@@ -22,6 +23,7 @@ from ftaas_pipelines.settings import Settings
 DRAIN_S = 60.0
 TOLD_WITHIN_S = 120.0
 _PROBE_S = 0.1
+_log = logging.getLogger("ftaas.engine")
 
 
 class EngineProcess:
@@ -76,22 +78,23 @@ class EngineProcess:
         folder.engines.mkdir(parents=True, exist_ok=True)
         self._state_file = folder.engines / f"{listener.getsockname()[1]}.json"
         self._state_file.write_text(self._state(), encoding="utf-8")
-        # The very worker that `bentoml serve` starts. Its arbiter would be a second supervisor between
-        # us and it, and imports everything twice (2.5 s against 1.1 s for an empty service).
-        command = ["-m", "_bentoml_impl.worker.service", str(bento), "--fd", str(listener.fileno())]
-        options = ["--worker-id", "1", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "10"]
+        # The Bento's service without BentoML's arbiter: it would be a second supervisor between us and it,
+        # and imports everything twice (2.5 s against 1.1 s for an empty service).
+        command = ["-m", "ftaas_pipelines.serving.worker", str(bento), "--fd", str(listener.fileno())]
         with listener:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *command,
-                *options,
                 cwd=bento / "src",
                 env=_environ(folder, self._state_file, settings.threads)
                 | {runtime.TOKEN_VARIABLE: self.headers[runtime.TOKEN_HEADER]},
                 pass_fds=[listener.fileno()],
                 stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
             )
         self._tasks = [asyncio.create_task(self._wait()), asyncio.create_task(self._probe(client))]
+        self._hearing = asyncio.create_task(self._hear())
 
     def _state(self) -> str:
         releases = list(self.releases.values())
@@ -121,6 +124,19 @@ class EngineProcess:
         assert self._process is not None and self._state_file is not None
         self._ended = await self._process.wait()
         self._state_file.unlink(missing_ok=True)
+
+    async def _hear(self) -> None:
+        """Put what the engine prints into the supervisor's log, a line each."""
+        assert self._process is not None and self._process.stdout is not None
+        while True:
+            try:
+                text = await self._process.stdout.readline()
+            except ValueError:  # longer than a stream of asyncio takes (64 KiB): left out
+                continue
+            if not text:
+                return
+            said = text.decode("utf-8", "replace").rstrip().rpartition("\r")[2]  # of a progress bar its end
+            _log.info("%s", said, extra={"about": {"engine": self.pid}})
 
     async def _probe(self, client: httpx.AsyncClient) -> None:
         """Ask until it answers: it answers once everything is loaded, so the first word is the last."""

@@ -29,6 +29,8 @@ _MODULES = (
     "serving/openai_shapes.py",
     "serving/runtime.py",
     "serving/service.py",
+    "serving/straight.py",
+    "serving/worker.py",
 )
 
 

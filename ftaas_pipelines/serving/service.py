@@ -17,6 +17,7 @@ from ftaas_pipelines.serving.engine import Engine
 from ftaas_pipelines.serving.runtime import RuntimeState
 
 _engine = Engine()
+answering = application(_engine)
 
 
 @bentoml.service(
@@ -29,7 +30,7 @@ _engine = Engine()
     # Byte code beside the source would change the artifact that this Bento is.
     envs=[{"name": "PYTHONDONTWRITEBYTECODE", "value": "1"}],
 )
-@bentoml.asgi_app(application(_engine), path="/")
+@bentoml.asgi_app(answering, path="/")
 class Runtime:
     """Loads what FTAAS_RUNTIME_STATE names, or, standing alone, the adapter inside the Bento."""
 
