@@ -16,6 +16,7 @@ _OTHER_NUMBER = re.compile(
     r"(?:\s(?:is|was|ist|est|es))?[\s.:#°º\"'(=-]{0,5}$",
     re.IGNORECASE,
 )
+_LETTER = re.compile(r"[^\W\d_]")
 
 
 @dataclass(frozen=True)
@@ -43,9 +44,11 @@ class Pattern:
         for match in self.regex.finditer(text):
             start, end = match.span(group)
             before = text[max(0, start - CONTEXT) : start]
-            if self.context and not self.context.search(before):
+            # Rows of numbers may be long, and without a letter before it none of them is any word's.
+            worded = _LETTER.search(before) is not None
+            if self.context and not (worded and self.context.search(before)):
                 continue
-            if self.numeric and _OTHER_NUMBER.search(before):
+            if self.numeric and worded and _OTHER_NUMBER.search(before):
                 continue
             while end > start:
                 if self.holds(text[start:end]):

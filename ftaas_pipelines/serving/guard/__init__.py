@@ -58,21 +58,20 @@ class Guard:
         Raises:
             RequestRefused: 400, `guard_input`; says which rule.
         """
+        texts = [str(message.get("content") or "") for message in messages]
+        # Of all messages together, and nobody looks through a longer prompt: the gateway waits meanwhile.
+        if too_long := _too_long(self.rules.input, sum(map(len, texts)), "input"):
+            raise _refusing([too_long])
         passed: list[dict[str, Any]] = []
         noticed: list[Noticed] = []
-        for message in messages:
-            text = str(message.get("content") or "")
-            if too_long := _too_long(self.rules.input, text, "input"):
-                noticed.append(too_long)  # and nobody looks through it
-                continue
+        for message, text in zip(messages, texts, strict=True):
             spots = self._input.spots(text)
             noticed += _counted(spots, "input")
             noticed += _whole_input(self.rules.input, text)
             new = spotting.redacted(text, spots)
             passed.append(message if new == text else {**message, "content": new})
-        if refusing := sorted({n.rule for n in noticed if n.action == "refuse"}):
-            said = f"The guard refuses this prompt: {', '.join(refusing)}"
-            raise InputRefused(said, noticed)
+        if any(n.action == "refuse" for n in noticed):
+            raise _refusing(noticed)
         return passed, noticed
 
     def check_output(self, text: str) -> tuple[str, list[Noticed]]:
@@ -81,7 +80,7 @@ class Guard:
         Raises:
             OutputRefused: it must not.
         """
-        if too_long := _too_long(self.rules.output, text, "output"):
+        if too_long := _too_long(self.rules.output, len(text), "output"):
             raise OutputRefused([too_long])
         spots = self._output.spots(text)
         noticed = [*_counted(spots, "output"), *_whole_output(self.rules.output, text)]
@@ -122,6 +121,16 @@ class GuardStream:
         self._gone = 0  # characters of the text that have left, redacted or not
         self.noticed: list[Noticed] = []
 
+    @property
+    def holds(self) -> bool:
+        """Whether text may have to wait here before it leaves."""
+        return self._spotter.changes or _judges_the_whole(self._rules)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no text has come."""
+        return not self._text
+
     def feed(self, text: str) -> str:
         """Take a piece of the answer; returns what may leave now.
 
@@ -129,7 +138,7 @@ class GuardStream:
             OutputRefused: a rule refuses what has come.
         """
         self._text += text
-        if too_long := _too_long(self._rules, self._text, "output"):
+        if too_long := _too_long(self._rules, len(self._text), "output"):
             raise OutputRefused([too_long])
         if _judges_the_whole(self._rules):
             return ""
@@ -172,8 +181,13 @@ class GuardStream:
         return spotting.redacted(self._text[start:until], [s.moved(-start) for s in spots])
 
 
-def _too_long(rules: GuardSide, text: str, where: Where) -> Noticed | None:
-    if rules.max_characters is not None and len(text) > rules.max_characters:
+def _refusing(noticed: list[Noticed]) -> InputRefused:
+    rules = sorted({n.rule for n in noticed if n.action == "refuse"})
+    return InputRefused(f"The guard refuses this prompt: {', '.join(rules)}", noticed)
+
+
+def _too_long(rules: GuardSide, characters: int, where: Where) -> Noticed | None:
+    if rules.max_characters is not None and characters > rules.max_characters:
         return Noticed("max_characters", "length", "refuse", 1, where)
     return None
 

@@ -4,6 +4,10 @@ import re
 import unicodedata
 
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff\u00ad]")
+# Made one, these become up to 18 characters each; what they say is none of the phrases.
+_LIGATURES = dict.fromkeys(map(ord, "\ufdfa\ufdfb"), " ")
+# Signs that sit on a letter: Unicode sorts a run of them in the square of its length.
+_PILED = re.compile(r"([^\w\s\x00-\u02ff]{30})[^\w\s\x00-\u02ff]+")
 _LOOKALIKES = str.maketrans("аеорсхуіѕԁո", "aeopcxyisdn")  # Cyrillic and Armenian letters that look Latin
 _KINDS = (
     (
@@ -41,6 +45,7 @@ _PATTERNS = tuple((kind, re.compile(pattern, re.DOTALL | re.MULTILINE)) for kind
 
 def plain(text: str) -> str:
     """The text as it reads: invisible characters gone, look-alikes and widths made one, small letters."""
+    text = _PILED.sub(r"\1", text.translate(_LIGATURES))
     text = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text))
     return text.casefold().translate(_LOOKALIKES)
 

@@ -84,11 +84,13 @@ class Spotter:
 
 def apart(found: Sequence[Spot]) -> list[Spot]:
     """Of places over one another the stricter, then the longer; in order."""
-    kept: list[Spot] = []
+    kept: list[Spot] = []  # in order: a spot can only lie over its two neighbours
     for spot in sorted(found, key=lambda s: (_STRICT[s.action], s.start - s.end, s.start, s.kind)):
-        if not any(spot.start < other.end and other.start < spot.end for other in kept):
-            kept.append(spot)
-    return sorted(kept)
+        at = bisect_right(kept, spot)
+        before, after = kept[max(at - 1, 0) : at], kept[at : at + 1]
+        if not any(spot.start < other.end and other.start < spot.end for other in (*before, *after)):
+            kept.insert(at, spot)
+    return kept
 
 
 def _shown(text: str) -> tuple[str, list[tuple[int, int]]]:
