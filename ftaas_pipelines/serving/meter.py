@@ -7,6 +7,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -47,7 +48,7 @@ class Meter:
             "ftaas_guard", "What the guard saw", ("project", "rule", "action", "where"), **kept
         )
         self.in_flight = Gauge("ftaas_in_flight", "Requests being answered", **kept)
-        self.unlogged = Gauge("ftaas_unlogged", "Answers that the inference log had no room for", **kept)
+        ProcessCollector(**kept)
 
     def ended(self, passage: "Passage") -> None:
         """Count a request that has been answered or refused."""
