@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import bases, lora
 from ftaas_pipelines.inference.decoding import Model, Sampling
+from ftaas_pipelines.inference.prefixes import Prefixes
 from ftaas_pipelines.inference.scheduler import Scheduler
 
 CAUSAL = bases.resolve("embedded/tiny-causal", "main", Path())
@@ -142,6 +143,62 @@ def test_scores_are_the_models_own(made: tuple[Model, Scheduler]) -> None:
     )
 
 
+def test_a_beginning_that_was_read_before_changes_no_answer(
+    made: tuple[Model, Scheduler], tmp_path: Path
+) -> None:
+    """Prompts of several adapters with long beginnings in common, whole and in every mixture."""
+    plain, _ = made
+    model = Model(CAUSAL, adapters(tmp_path, CAUSAL, KINDS), threads=1, prefix_bytes=1 << 24)
+    scheduler = Scheduler(model, most=6)
+    systems = [
+        "You answer operators of plant seven. " * 12,
+        "You write reports about the belt. " * 9,
+        "Short.",
+    ]
+    asked = [
+        (name, [{"role": "system", "content": system}, *prompt(f"{text} {n}")])
+        for n in range(3)
+        for name in ("r4", "r8", "dora")
+        for system in systems
+        for text in ("What does E42 mean?", "Line 3")
+    ]
+    try:
+        tickets = [scheduler.submit(p, name, max_new_tokens=12) for name, p in asked]
+        got = [ticket.result.result(60) for ticket in tickets]
+        for (name, p), answer in zip(asked, got, strict=True):
+            assert answer.token_ids == plain.generate([p], name, max_new_tokens=12)[0].token_ids
+        reused = [answer.reused for answer in got]
+        assert all(not n or n >= 64 for n in reused) and sum(n > 0 for n in reused) > len(asked) / 3
+        for (_, p), n in zip(asked, reused, strict=True):
+            assert n == 0 or p[0]["content"] != "Short."
+        # What one adapter has read is of no use to another, and goes with it.
+        scheduler.between(lambda: model.remove("r4")).result()
+        scheduler.between(lambda: model.add("r4", tmp_path / "r4")).result()
+        name, p = asked[0]
+        again = scheduler.submit(p, name, max_new_tokens=12).result.result(60)
+        assert again.reused == 0 and again.token_ids == got[0].token_ids
+    finally:
+        scheduler.close()
+
+
+def test_beginnings_keep_within_their_memory() -> None:
+    prefixes = Prefixes(limit=3 * 100 * 8)
+
+    def layers(tokens: int) -> list[Any]:
+        return [(torch.zeros(1, tokens, 1), torch.zeros(1, tokens, 1))]
+
+    prompts = [[n] * 100 + [7] for n in range(5)]
+    for tokens in prompts:
+        assert prefixes.worth("a", [*tokens, 1]) == 0  # nothing came before it
+        assert prefixes.worth("a", [*tokens, 2]) == 101 and prefixes.worth("b", [*tokens, 3]) == 0
+        prefixes.keep("a", tokens[:100], layers(100))
+    held = [n for n, tokens in enumerate(prompts) if prefixes.find("a", tokens)]
+    assert held == [2, 3, 4]  # the least recently used left
+    assert prefixes.find("b", prompts[4]) is None and prefixes.find("a", prompts[4][:100]) is None
+    prefixes.keep("a", [9] * 1000, layers(1000))  # larger than all there is
+    assert prefixes.find("a", [9] * 1001) is None
+
+
 def test_encoder_decoders_take_turns(tmp_path: Path) -> None:
     model = Model(T5, adapters(tmp_path, T5, {"r8": KINDS["r8"], "r4": KINDS["r4"]}), threads=1)
     alone = [
@@ -163,7 +220,7 @@ def test_a_cancelled_request_stops_generating_and_the_others_do_not_notice(
     told: list[str] = []
     started = threading.Event()
 
-    def on_text(piece: str) -> None:
+    def on_text(piece: str, _: int) -> None:
         told.append(piece)
         started.set()
 

@@ -17,8 +17,12 @@ from torch import Tensor  # noqa: TID253
 from ftaas_pipelines.inference import forward
 from ftaas_pipelines.inference.forward import Network
 from ftaas_pipelines.inference.pictures import Shown
+from ftaas_pipelines.inference.prefixes import Prefix, Prefixes
 
 _UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
+
+
+OnText = Callable[[str, int], None]
 
 
 class Constraint(Protocol):
@@ -68,6 +72,7 @@ class Generation:
         token_ids: what was generated, without the end token.
         finish_reason: `stop` for the end token or a stop string, `length` for the token limit.
         scores: one a token of `token_ids`; None where not asked for.
+        reused: tokens of the prompt that had been read before.
     """
 
     text: str
@@ -75,6 +80,7 @@ class Generation:
     finish_reason: Literal["stop", "length"]
     prompt_tokens: int
     scores: list[TokenScore] | None = None
+    reused: int = 0
 
 
 def room(network: Network, prompt: list[int], max_new_tokens: int) -> int:
@@ -90,8 +96,9 @@ class Row:
 
     Attributes:
         room: most tokens of its answer.
-        on_text: called with each piece of text as it is certain (streaming).
+        on_text: called with each piece of text as it is certain (streaming), and how many tokens there are.
         first_at: when its first token came, `time.monotonic()`.
+        reused: tokens of the prompt that had been read before.
     """
 
     network: Network
@@ -100,13 +107,14 @@ class Row:
     images: list[Shown]
     room: int
     sampling: Sampling = GREEDY
-    on_text: Callable[[str], None] | None = None
+    on_text: OnText | None = None
     constraint: Constraint | None = None
     tokens: list[int] = field(default_factory=list[int])
     scores: list[TokenScore] = field(default_factory=list[TokenScore])
     finish_reason: Literal["stop", "length"] = "length"
     cancelled: bool = False
     first_at: float = 0.0
+    reused: int = 0
     _cut: int | None = None  # where a stop string begins in the text
     _told: int = 0  # characters given to on_text
 
@@ -166,7 +174,7 @@ class Row:
             held = 0 if last else max((len(s) - 1 for s in self.sampling.stop), default=0)
             ready = text[: len(text) - held] if held else text
             if len(ready) > self._told and (last or not text.endswith(_UNFINISHED_CHARACTER)):
-                self.on_text(ready[self._told :])
+                self.on_text(ready[self._told :], len(self.tokens))
                 self._told = len(ready)
         return not last
 
@@ -176,7 +184,9 @@ class Row:
 
     def generation(self) -> Generation:
         scores = self.scores[: len(self.tokens)] if self.sampling.top_logprobs is not None else None
-        return Generation(self._text(), self.tokens, self.finish_reason, len(self.prompt), scores)
+        return Generation(
+            self._text(), self.tokens, self.finish_reason, len(self.prompt), scores, self.reused
+        )
 
 
 Working = Callable[[Sequence[str | None]], AbstractContextManager[None]]
@@ -187,10 +197,12 @@ class Batch:
 
     Args:
         working: holds the network with these adapters at work, one a row.
+        prefixes: beginnings of prompts that have been read before.
     """
 
-    def __init__(self, network: Network, working: Working):
+    def __init__(self, network: Network, working: Working, prefixes: Prefixes | None = None):
         self.network, self._working = network, working
+        self._prefixes = prefixes if prefixes and network.family == "causal" else None
         self.rows: list[Row] = []
         self._steps: forward.Steps | None = None
 
@@ -207,15 +219,34 @@ class Batch:
         new = [r for r in rows if r.room > 0]
         if not new:
             return
+        known = [self._prefixes.find(r.adapter, r.prompt) if self._prefixes else None for r in new]
+        read = [(r, p) for r, p in zip(new, known, strict=True) if p]
+        if read:
+            self._begin([r for r, _ in read], [p for _, p in read])
+        if whole := [r for r, p in zip(new, known, strict=True) if not p]:
+            self._begin(whole, [])
+
+    def _begin(self, new: list[Row], known: list[Prefix]) -> None:
+        """Read prompts, or what is left of them behind a beginning that is known."""
         images = [image for r in new for image in r.images]
+        for row, prefix in zip(new, known, strict=False):
+            row.reused = len(prefix.tokens)
         with self._working([r.adapter for r in new]), torch.inference_mode():
-            steps = forward.begin(self.network, [r.prompt for r in new], images)
-            going = _advance(steps, new)
+            steps = forward.begin(self.network, [r.prompt for r in new], images, known)
+            going = _advance(steps, new, self._keep)
             if going and self._steps is not None:
                 self._steps.join(steps)
             elif going:
                 self._steps = steps
         self.rows += going
+
+    def _keep(self, steps: forward.Steps, rows: Sequence[Row]) -> None:
+        """Keep the beginnings that these prompts share with earlier ones."""
+        if self._prefixes is None or not isinstance(steps, forward.CausalSteps) or not steps.joinable:
+            return
+        for i, row in enumerate(rows):
+            if count := self._prefixes.worth(row.adapter, row.prompt):
+                self._prefixes.keep(row.adapter, row.prompt[:count], steps.read(i, count))
 
     def step(self) -> None:
         """One more token for every row; those that are done, or cancelled, leave."""
@@ -227,9 +258,17 @@ class Batch:
             self._steps = None
 
 
-def _advance(steps: forward.Steps, rows: list[Row]) -> list[Row]:
-    """Pick the next token of each row. Returns those that go on."""
+def _advance(
+    steps: forward.Steps, rows: list[Row], read: Callable[[forward.Steps, Sequence[Row]], None] | None = None
+) -> list[Row]:
+    """Pick the next token of each row. Returns those that go on.
+
+    Args:
+        read: called when the model has seen what was there, before any row leaves.
+    """
     logits = steps.logits()
+    if read:
+        read(steps, rows)
     best: list[Any] = logits.argmax(-1).tolist()
     picked = [b if r.plain else r.pick(logits[i]) for i, (r, b) in enumerate(zip(rows, best, strict=True))]
     going = _close_ranks(

@@ -14,9 +14,11 @@ import torch  # noqa: TID253 imported by stage programs and the engine only
 
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import classifier, forward, lora
-from ftaas_pipelines.inference.batch import GREEDY, Batch, Constraint, Generation, Row, Sampling, room
+from ftaas_pipelines.inference.batch import GREEDY, Batch, Constraint, Generation, OnText, Row, Sampling, room
 from ftaas_pipelines.inference.forward import Network
+from ftaas_pipelines.inference.prefixes import Prefixes
 from ftaas_pipelines.inference.templates import Message
+from ftaas_pipelines.inference.tools import Tool
 
 __all__ = ["BATCH", "GREEDY", "Generation", "Model", "Prompt", "Sampling"]
 
@@ -35,6 +37,7 @@ class Model:
         adapters: name to folder.
         threads: CPU threads of torch; None leaves them alone.
         images: folder that holds the `images/` of the prompts, for a vision-language base.
+        prefix_bytes: memory for beginnings that prompts share; 0: every prompt is read whole.
     """
 
     def __init__(
@@ -43,7 +46,9 @@ class Model:
         adapters: dict[str, Path] | None = None,
         threads: int | None = None,
         images: Path | None = None,
+        prefix_bytes: int = 0,
     ):
+        self._prefixes = Prefixes(prefix_bytes) if prefix_bytes else None
         if threads is not None:
             torch.set_num_threads(threads)
         self._base_path, self._images = base, images
@@ -122,6 +127,8 @@ class Model:
         with self._lock:
             self._full.pop(name, None)
             self._heads.pop(name, None)
+            if self._prefixes:
+                self._prefixes.forget(name)
             if bank := self._bank(name):
                 bank.remove(name)
             if name in self._others:
@@ -132,6 +139,11 @@ class Model:
                 else:  # PEFT's layers cannot be without an adapter
                     self._peft.unload()
                     self._peft = None
+
+    def read(self) -> None:
+        """Read the base now, not when it is first needed."""
+        with self._lock:
+            _ = self._base
 
     def context_tokens(self, adapter: str | None = None) -> int | None:
         """Most tokens of prompt and answer together; None without a limit."""
@@ -154,8 +166,9 @@ class Model:
         adapter: str | None,
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
         constraint: Constraint | None = None,
+        tools: Sequence[Tool] = (),
     ) -> Row:
         """A prompt, ready to join a batch.
 
@@ -163,14 +176,14 @@ class Model:
             InputInvalid: no such adapter, or an image of the prompt cannot be had.
         """
         network = self.network(adapter)
-        ids = network.prompt_ids(prompt)
+        ids = network.prompt_ids(prompt, tools)
         space = room(network, ids, max_new_tokens)
         images = network.images(ids, prompt)
         return Row(network, adapter, ids, images, space, sampling, on_text, constraint)
 
     def batch(self, adapter: str | None) -> Batch:
         """An empty batch for rows of this adapter's lane."""
-        return Batch(self.network(adapter), self._at_work)
+        return Batch(self.network(adapter), self._at_work, self._prefixes)
 
     def generate(
         self,

@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from inspect import signature
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch  # noqa: TID253 imported by stage programs and the engine only
 from transformers import PreTrainedModel, PreTrainedTokenizerBase  # noqa: TID253
-from transformers.cache_utils import DynamicLayer  # noqa: TID253
+from transformers.cache_utils import DynamicCache, DynamicLayer  # noqa: TID253
 
 from ftaas_pipelines.inference import bases, pictures, templates
+from ftaas_pipelines.inference.prefixes import Layer, Prefix
 from ftaas_pipelines.inference.templates import IGNORED, Example, Message
+from ftaas_pipelines.inference.tools import Style, Tool, style_of
+
+if TYPE_CHECKING:
+    from ftaas_pipelines.inference.grammar import Grammars
 
 
 @dataclass
@@ -31,11 +36,11 @@ class Network:
     family: bases.Family
     viewer: pictures.Viewer | None = None
 
-    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[Tool] = ()) -> list[int]:
         """The tokens it is shown before it answers."""
         if self.viewer:
             return self.viewer.prompt_ids(messages)
-        return templates.prompt_ids(self.tokenizer, messages, self.family)
+        return templates.prompt_ids(self.tokenizer, messages, self.family, tools=tools)
 
     def example(self, messages: Sequence[Message], max_tokens: int) -> Example:
         """Tokens and labels of a conversation, as training teaches it."""
@@ -69,6 +74,18 @@ class Network:
         listed = named if isinstance(named, list) else [named]
         own = cast("int | None", self.tokenizer.eos_token_id)
         return frozenset(i for i in [*listed, own] if i is not None)
+
+    @cached_property
+    def grammars(self) -> "Grammars":
+        """What its answers can be held to."""
+        from ftaas_pipelines.inference.grammar import Grammars
+
+        return Grammars(self.tokenizer, int(self.model.config.get_text_config().vocab_size), self.ends)
+
+    @cached_property
+    def calls(self) -> Style | None:
+        """How it calls tools; None: it does not."""
+        return style_of(self.tokenizer) if self.family == "causal" else None
 
     @cached_property
     def accepts(self) -> frozenset[str]:
@@ -110,22 +127,50 @@ class Steps(Protocol):
         ...
 
 
-def begin(network: Network, prompts: list[list[int]], images: Sequence[pictures.Shown] = ()) -> Steps:
-    """Start decoding a batch of prompts (token ids) with the images in them, in the order of the rows."""
+def begin(
+    network: Network,
+    prompts: list[list[int]],
+    images: Sequence[pictures.Shown] = (),
+    prefixes: Sequence[Prefix] = (),
+) -> Steps:
+    """Start decoding a batch of prompts (token ids) with the images in them, in the order of the rows.
+
+    Args:
+        prefixes: causal: the beginning of each prompt, where all have been read before.
+    """
     if network.family == "seq2seq":
         return Seq2SeqSteps(network, prompts)
-    return CausalSteps(network, prompts, images)
+    return CausalSteps(network, prompts, images, prefixes)
 
 
 class CausalSteps:
     """Forward passes of a decoder-only model with a key-value cache, prompts padded on the left."""
 
-    def __init__(self, network: Network, prompts: list[list[int]], images: Sequence[pictures.Shown] = ()):
+    def __init__(
+        self,
+        network: Network,
+        prompts: list[list[int]],
+        images: Sequence[pictures.Shown] = (),
+        prefixes: Sequence[Prefix] = (),
+    ):
         self._network = network
+        self._cache: Any = None
+        if prefixes:
+            prompts = [p[len(known.tokens) :] for p, known in zip(prompts, prefixes, strict=True)]
         self._ids, self._mask = padded(prompts, network, left=True)
         self._seen = network.seen(self._ids, images)
-        self._positions = network.positions(self._ids, self._mask, self._seen)
-        self._cache: Any = None
+        if prefixes:
+            self._cache, before = _read_before(prefixes)
+            self._mask = torch.cat([before.to(self._mask), self._mask], dim=1)
+        self._positions = network.positions(self._ids, self._mask, self._seen)[..., -self._ids.shape[1] :]
+
+    def read(self, row: int, count: int) -> list[Layer]:
+        """Keys and values of a row's first tokens, as they are behind the first `logits`."""
+        places = self._mask[row].nonzero()[:count, 0]
+        return [
+            (layer.keys[row][:, places].clone(), layer.values[row][:, places].clone())
+            for layer in self._cache.layers
+        ]
 
     def logits(self) -> torch.Tensor:
         """Scores of the next token, `[rows, vocab]`."""
@@ -185,6 +230,25 @@ class CausalSteps:
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         self._mask = torch.cat([self._mask, torch.ones_like(self._ids)], dim=1)
         self._positions = self._positions[..., -1:] + 1
+
+
+def _read_before(prefixes: Sequence[Prefix]) -> tuple[DynamicCache, torch.Tensor]:
+    """A cache of beginnings, a row each, padded on the left; and its mask, `[rows, n]`."""
+    width = max(len(p.tokens) for p in prefixes)
+    gaps = [width - len(p.tokens) for p in prefixes]
+    cache = DynamicCache()
+    for number in range(len(prefixes[0].layers)):
+        keys, values = (
+            torch.stack(
+                [
+                    torch.nn.functional.pad(p.layers[number][side], (0, 0, gap, 0))
+                    for p, gap in zip(prefixes, gaps, strict=True)
+                ]
+            )
+            for side in (0, 1)
+        )
+        cache.update(keys, values, number)
+    return cache, torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps])
 
 
 class Seq2SeqSteps:

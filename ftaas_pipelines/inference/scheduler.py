@@ -9,13 +9,14 @@ encoder-decoder) have batches of their own, which take turns.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
-from ftaas_pipelines.inference.batch import GREEDY, Batch, Constraint, Generation, Row, Sampling
+from ftaas_pipelines.inference.batch import GREEDY, Batch, Constraint, Generation, OnText, Row, Sampling
 from ftaas_pipelines.inference.decoding import BATCH, Model, Prompt
+from ftaas_pipelines.inference.tools import Tool
 
 PATIENCE_S = 0.015
 _WORTH = 4  # a quarter as many waiting as are on their way: worth a pass of their own
@@ -39,8 +40,9 @@ class Ticket:
     adapter: str | None
     max_new_tokens: int
     sampling: Sampling
-    on_text: Callable[[str], None] | None
+    on_text: OnText | None
     constraint: Constraint | None
+    tools: Sequence[Tool] = ()
     result: "Future[Generation]" = field(default_factory=lambda: Future[Generation]())
     at: float = field(default_factory=time.monotonic)
     joined_at: float = 0.0
@@ -111,11 +113,12 @@ class Scheduler:
         *,
         max_new_tokens: int,
         sampling: Sampling = GREEDY,
-        on_text: Callable[[str], None] | None = None,
+        on_text: OnText | None = None,
         constraint: Constraint | None = None,
+        tools: Sequence[Tool] = (),
     ) -> Ticket:
         """Hand in a request. `on_text` is called in the scheduler's thread, and must not block."""
-        ticket = Ticket(prompt, adapter, max_new_tokens, sampling, on_text, constraint)
+        ticket = Ticket(prompt, adapter, max_new_tokens, sampling, on_text, constraint, tools)
         with self._changed:
             if self._closed:
                 ticket.result.set_exception(Cancelled())
@@ -195,6 +198,7 @@ class Scheduler:
             ticket.sampling,
             ticket.on_text,
             ticket.constraint,
+            ticket.tools,
         )
 
     def _join(self, lane: str, tickets: list[Ticket]) -> None:
@@ -235,7 +239,7 @@ class Scheduler:
             if ticket.row:
                 ticket.row.first_at = time.monotonic()
             if ticket.on_text and generation.text:
-                ticket.on_text(generation.text)
+                ticket.on_text(generation.text, len(generation.token_ids))
             _finish(ticket, generation)
 
     def _step(self, lane: str) -> None:

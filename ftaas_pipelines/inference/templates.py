@@ -6,6 +6,7 @@ gets `FALLBACK`. A **vision** base reads it likewise, its images in front of the
 assistant's) has no template around it, and a seq2seq base learns none.
 """
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,11 @@ def source_text(messages: Sequence[Message]) -> str:
 
 
 def prompt_ids(
-    tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], family: str, show: Show = str
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    family: str,
+    show: Show = str,
+    tools: Sequence[dict[str, Any]] = (),
 ) -> list[int]:
     """The tokens a model of this family is shown before it answers.
 
@@ -93,8 +98,13 @@ def prompt_ids(
 
     Args:
         show: vision: puts the tokens of its images into the text; as it is, one token stands for each.
+        tools: those that may be called; the template shows them.
+
+    Raises:
+        InputInvalid: the tools, or calls in the messages, read like tokens of the tokenizer's own.
     """
     own = _own_tokens(tokenizer)
+    _check_calls(messages, tools, own)
     texts_of = [str(m.get("content") or "") for m in messages]
     forged = [text for text in texts_of if any(token in text for token in own)]
     if family == "seq2seq":
@@ -105,7 +115,7 @@ def prompt_ids(
     ]
     if family == "vision":
         messages = in_parts(messages)
-    text = show(prompt_text(tokenizer, messages))
+    text = show(_render(tokenizer, messages, ask=True, tools=tools))
     if not forged:
         return _ids(tokenizer, text)
     texts = list(stand_ins)
@@ -115,6 +125,21 @@ def prompt_ids(
         for i, piece in enumerate(pieces)
         for token in (_ids(tokenizer, texts[int(piece)], plain=True) if i % 2 else _ids(tokenizer, piece))
     ]
+
+
+def _check_calls(messages: Sequence[Message], tools: Sequence[dict[str, Any]], own: Sequence[str]) -> None:
+    for name, shown in (
+        ("tools", tools),
+        ("messages", [m["tool_calls"] for m in messages if "tool_calls" in m]),
+    ):
+        if shown and (found := next((t for t in own if t in _plain_json(shown)), None)):
+            raise InputInvalid(
+                "a tool reads like a token of the model's own", name, found, "write it otherwise"
+            )
+
+
+def _plain_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _own_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -232,8 +257,15 @@ def _until_end(ids: list[int], end: int) -> list[int]:
     return ids[:last] + [IGNORED] * (len(ids) - last)
 
 
-def _render(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], ask: bool = False) -> str:
-    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=ask)
+def _render(
+    tokenizer: "PreTrainedTokenizerBase",
+    messages: Sequence[Message],
+    ask: bool = False,
+    tools: Sequence[dict[str, Any]] = (),
+) -> str:
+    text = tokenizer.apply_chat_template(
+        list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=ask
+    )
     assert isinstance(text, str)
     return text
 

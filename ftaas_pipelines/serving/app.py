@@ -7,8 +7,6 @@ alone (an image) is called directly.
 import asyncio
 import hmac
 import os
-import secrets
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,14 +30,13 @@ from starlette.requests import Request as HttpRequest
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.serving import runtime
+from ftaas_pipelines.serving.answering import Answering
 from ftaas_pipelines.serving.engine import Engine
 from ftaas_pipelines.serving.openai_shapes import (
     ChatRequest,
     CompletionRequest,
     RequestRefused,
-    Shape,
     error,
     invalid,
 )
@@ -71,6 +68,22 @@ class Meter:
         waiting.set_function(lambda: engine.load_now()[0])
         running = Gauge("ftaas_engine_running", "Requests that are being answered", **kept)
         running.set_function(lambda: engine.load_now()[1])
+        for name, said, value in (
+            ("adapters", "Adapters in memory", lambda: engine.held_now()[0]),
+            ("adapter_bytes", "Their size, bytes", lambda: engine.held_now()[1]),
+            ("adapter_evictions", "Adapters that left memory for others", lambda: engine.evicted),
+            (
+                "adapter_returns",
+                "Adapters that were asked for again, and came back",
+                lambda: engine.brought_back,
+            ),
+        ):
+            Gauge(f"ftaas_engine_{name}", said, **kept).set_function(value)
+        self._start = Gauge("ftaas_engine_start_seconds", "Parts of the start", ("part",), **kept)
+
+    def started(self, took: dict[str, float]) -> None:
+        for part, seconds in took.items():
+            self._start.labels(part).set(seconds)
 
     def refused(self, status: int, release: ServedRelease | None) -> None:
         self._requests.labels(*_names(release), str(status)).inc()
@@ -79,6 +92,7 @@ class Meter:
         names = _names(release)
         self._requests.labels(*names, "200").inc()
         self._tokens.labels(*names, "prompt").inc(answer.prompt_tokens)
+        self._tokens.labels(*names, "cached").inc(answer.reused)
         self._tokens.labels(*names, "completion").inc(len(answer.token_ids))
         self._queue.labels(*names).observe(ticket.queue_s)
         self._beside.observe(ticket.beside)
@@ -90,147 +104,6 @@ _ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 def _names(release: ServedRelease | None) -> tuple[str, str]:
     return (release.project, release.release[:12]) if release else ("unknown", "")
-
-
-class Answering:
-    """One request from its release to its last byte."""
-
-    def __init__(self, engine: Engine, meter: Meter, request: ChatRequest | CompletionRequest):
-        self.engine, self.meter, self.request = engine, meter, request
-        self.release = engine.release(request.model)
-        chat = isinstance(request, ChatRequest)
-        self.shape = Shape(chat, request.model, self.release.adapter, self.release.release)
-        self.tickets: list[Ticket] = []
-        self._pieces: asyncio.Queue[tuple[int, Any]] = asyncio.Queue()
-        self._first: list[tuple[int, Any]] = []
-
-    async def begin(self) -> None:
-        """Hand the prompt in, once for each answer asked for.
-
-        Raises:
-            RequestRefused: the release cannot take it.
-        """
-        from ftaas_pipelines.inference.batch import Sampling
-
-        request = self.request
-        prompt = request.prompt() if isinstance(request, ChatRequest) else request.messages_of()
-        # torch wants a seed below 2**63; without one every sampled answer is a fresh draw.
-        seed = secrets.randbits(62) if request.seed is None else request.seed
-        wanted = request.max_completion_tokens or request.max_tokens or self.release.max_new_tokens
-        loop = asyncio.get_running_loop()
-
-        def tell(index: int, piece: Any) -> None:  # in the scheduler's thread
-            loop.call_soon_threadsafe(self._pieces.put_nowait, (index, piece))
-
-        for i in range(request.n):
-            sampling = Sampling(
-                request.temperature, request.top_p, seed + i, tuple(request.stops), request.scores
-            )
-            on_text = (lambda text, i=i: tell(i, text)) if request.stream else None
-            ticket = await self.engine.submit(self.release, prompt, wanted, sampling, on_text)
-            ticket.result.add_done_callback(lambda done, i=i: tell(i, done))
-            self.tickets.append(ticket)
-
-    def cancel(self) -> None:
-        for ticket in self.tickets:
-            ticket.cancel()
-
-    async def whole(self) -> dict[str, Any]:
-        """The body of the answer."""
-        try:
-            for ticket in self.tickets:
-                await asyncio.wrap_future(ticket.result)
-        except BaseException as failure:
-            self.cancel()
-            raise self._refusal(failure) from failure
-        answers = [self._done(ticket) for ticket in self.tickets]
-        return {
-            **self.shape.whole(answers, self.request, self.engine.text_of(self.release)),
-            **self._timing(),
-        }
-
-    def _done(self, ticket: "Ticket") -> "Generation":
-        answer = self._fits(ticket.result.result())
-        self.meter.answered(self.release, ticket, answer)
-        return answer
-
-    def _fits(self, answer: "Generation") -> "Generation":
-        limit = self.engine.context_tokens(self.release)
-        if limit is not None and answer.prompt_tokens >= limit:
-            raise RequestRefused(
-                400,
-                f"The prompt has {answer.prompt_tokens} tokens, this model's context {limit}; shorten it",
-                "context_length_exceeded",
-                "messages",
-            )
-        return answer
-
-    def _timing(self) -> dict[str, Any]:
-        """Our addition: where the time went, ms, and rows that were answered together."""
-        first = self.tickets[0]
-        timing = {
-            "queue_ms": round(first.queue_s * 1000, 3),
-            "first_token_ms": round(first.first_token_s * 1000, 3),
-            "total_ms": round(max(t.total_s for t in self.tickets) * 1000, 3),
-            "beside": first.beside,
-        }
-        return {"timing": timing}
-
-    @staticmethod
-    def _refusal(failure: BaseException) -> BaseException:
-        if isinstance(failure, InputInvalid):
-            return RequestRefused(400, str(failure), "invalid_image", "messages")
-        return failure
-
-    async def started(self) -> None:
-        """Wait for the first piece of text: what is wrong with the request shows before a stream begins.
-
-        Raises:
-            RequestRefused: the prompt is too long, or cannot be read.
-        """
-        i, piece = await self._pieces.get()
-        if not isinstance(piece, str):
-            try:
-                self._fits(self.tickets[i].result.result())
-            except BaseException as failure:
-                self.cancel()
-                raise self._refusal(failure) from failure
-        self._first = [(i, piece)]
-
-    async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events: a chunk for each piece of text, the finish reasons, `[DONE]`."""
-        left = len(self.tickets)
-        prompt_tokens = completion_tokens = 0
-        try:
-            for i in range(left):
-                yield _event(self.shape.chunk(i, "", first=True))
-            while left:
-                i, piece = self._first.pop() if self._first else await self._pieces.get()
-                if isinstance(piece, str):
-                    yield _event(self.shape.chunk(i, piece))
-                    continue
-                left -= 1
-                answer = self._done(self.tickets[i])
-                prompt_tokens = answer.prompt_tokens
-                completion_tokens += len(answer.token_ids)
-                scores = self.shape.scores(answer, self.request, self.engine.text_of(self.release))
-                yield _event(self.shape.chunk(i, None, answer.finish_reason, scores))
-            usage = self.shape.usage_chunk(prompt_tokens, completion_tokens)
-            if self.request.stream_options.include_usage:
-                yield _event({**usage, **self._timing()})
-            yield b"data: [DONE]\n\n"
-        except Exception as failure:
-            refusal = self._refusal(failure)
-            if not isinstance(refusal, RequestRefused):
-                refusal = RequestRefused(500, f"{type(failure).__name__}: {failure}")
-            self.meter.refused(refusal.status, self.release)
-            yield _event(refusal.body)
-        finally:  # also when the caller hung up
-            self.cancel()
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(body, inf_nan_mode="null") + b"\n\n"
 
 
 def _json(body: dict[str, Any]) -> Response:
@@ -269,7 +142,7 @@ async def _answer(
         request = shape.model_validate_json(await http.body())
     except ValidationError as found:
         raise invalid(found.errors(include_url=False)) from None
-    answering = Answering(engine, meter, request)
+    answering = Answering(engine, request, meter.answered, meter.refused)
     try:
         await answering.begin()
         if request.stream:
@@ -290,7 +163,7 @@ def application(engine: Engine) -> FastAPI:
     app = FastAPI(title="ftaas", version="1", docs_url=None, redoc_url=None)
     meter = Meter(engine)
     _errors(app, meter)
-    _pages(app, meter)
+    _pages(app, engine, meter)
     _private(app, engine)
 
     app.router.route_class = Straight
@@ -397,9 +270,10 @@ def _errors(app: FastAPI, meter: Meter) -> None:
     app.add_exception_handler(Exception, broken)
 
 
-def _pages(app: FastAPI, meter: Meter) -> None:
+def _pages(app: FastAPI, engine: Engine, meter: Meter) -> None:
     @app.get("/metrics", include_in_schema=False)
     def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
+        meter.started(engine.took)
         return Response(generate_latest(meter.registry), media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/docs", include_in_schema=False)

@@ -17,8 +17,10 @@ PACKAGES = [
     "transformers>=5.23",
     "peft>=0.21",
     "pillow>=12",
+    "llguidance>=1.3",
     "fastapi>=0.115",
     "prometheus-client>=0.22",
+    "psutil>=7",
 ]
 
 

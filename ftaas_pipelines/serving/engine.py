@@ -2,9 +2,11 @@
 
 import asyncio
 import threading
+import time
 import traceback
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +19,13 @@ from ftaas_pipelines.serving.runtime import RuntimeState, ServedRelease
 from ftaas_pipelines.store import Artifact, short
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.inference.batch import Constraint, Sampling
+    from ftaas_pipelines.inference.batch import Constraint, OnText, Sampling
     from ftaas_pipelines.inference.decoding import Model
+    from ftaas_pipelines.inference.forward import Network
     from ftaas_pipelines.inference.scheduler import Scheduler, Ticket
+    from ftaas_pipelines.inference.tools import Tool
+
+PREFIX_MIB = 256  # of each base: beginnings that prompts share
 
 
 @dataclass
@@ -39,9 +45,12 @@ class Engine:
     Attributes:
         releases: what answers, by name (`ServedRelease.name`).
         problems: why a release does not answer, by name.
+        took: seconds that each part of the start took.
     """
 
     def __init__(self) -> None:
+        self.took: dict[str, float] = {}
+        self.evicted = self.brought_back = 0  # adapters that left memory for others, and came back
         self.releases: dict[str, ServedRelease] = {}
         self.problems: dict[str, str] = {}
         self._bases: dict[str, _Base] = {}
@@ -73,12 +82,14 @@ class Engine:
 
     def _try(self, name: str, release: ServedRelease, state: RuntimeState) -> None:
         try:
-            problem = _problem(release, state)
+            with self._timed("verification"):
+                problem = _problem(release, state)
             if problem is None and self._merged:
                 problem = "this process serves one release alone; start another for more"
             if problem is None:
                 self._hold(release)
-                self._warm(release)
+                with self._timed("first_answer"):
+                    self._warm(release)
         except Exception as error:
             traceback.print_exc()
             problem = f"{type(error).__name__}: {error}"
@@ -89,12 +100,23 @@ class Engine:
 
     def _base(self, folder: str) -> _Base:
         if folder not in self._bases:
-            from ftaas_pipelines.inference.decoding import Model
-            from ftaas_pipelines.inference.scheduler import Scheduler
+            with self._timed("torch"):
+                from ftaas_pipelines.inference.decoding import Model
+                from ftaas_pipelines.inference.scheduler import Scheduler
 
-            model = Model(Path(folder), threads=self._threads)
+            model = Model(Path(folder), threads=self._threads, prefix_bytes=PREFIX_MIB << 20)
+            with self._timed("base"):
+                model.read()
             self._bases[folder] = _Base(model, Scheduler(model))
         return self._bases[folder]
+
+    @contextmanager
+    def _timed(self, part: str) -> Generator[None]:
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.took[part] = self.took.get(part, 0.0) + time.monotonic() - started
 
     def _hold(self, release: ServedRelease) -> None:
         """Have an adapter in memory; make room for it first."""
@@ -103,7 +125,8 @@ class Engine:
             return
         size = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
         self._make_room(size)
-        base.scheduler.between(lambda: base.model.add(release.adapter, folder)).result()
+        with self._timed("adapters"):
+            base.scheduler.between(lambda: base.model.add(release.adapter, folder)).result()
         self._held[release.adapter] = size
 
     def _make_room(self, size: int) -> None:
@@ -112,6 +135,7 @@ class Engine:
             if not self._limit_bytes or sum(self._held.values()) + size <= self._limit_bytes:
                 return
             self._let_go(adapter)
+            self.evicted += adapter not in self._held
 
     def _let_go(self, adapter: str) -> None:
         """Free an adapter's memory, unless somebody is waiting for it or answered with it."""
@@ -158,8 +182,9 @@ class Engine:
         prompt: list[dict[str, Any]],
         max_new_tokens: int,
         sampling: "Sampling",
-        on_text: Callable[[str], None] | None = None,
+        on_text: "OnText | None" = None,
         constraint: "Constraint | None" = None,
+        tools: "Sequence[Tool]" = (),
     ) -> "Ticket":
         """Hand a prompt in; at most as many tokens as the release allows.
 
@@ -184,31 +209,48 @@ class Engine:
                         sampling=sampling,
                         on_text=on_text,
                         constraint=constraint,
+                        tools=tools,
                     )
-            problem = await asyncio.to_thread(self._bring_back, release)
-            if problem:
-                raise RequestRefused(503, f"'{release.project}' is not served: {problem}", "release_invalid")
+            await self._have_back(release)
+
+    async def _have_back(self, release: ServedRelease) -> None:
+        if problem := await asyncio.to_thread(self._bring_back, release):
+            raise RequestRefused(503, f"'{release.project}' is not served: {problem}", "release_invalid")
 
     def _bring_back(self, release: ServedRelease) -> str | None:
         with self._changing:
             problem = _adapter_problem(release)
             if problem is None:
                 self._hold(release)
+                self.brought_back += 1
             return problem
 
-    def context_tokens(self, release: ServedRelease) -> int | None:
-        """Most tokens of prompt and answer together; None without a limit."""
-        return self._base(release.base_path).model.context_tokens(release.adapter)
+    async def network(self, release: ServedRelease) -> "Network":
+        """What a release answers with, brought back where it had left memory.
 
-    def text_of(self, release: ServedRelease) -> Callable[[list[int]], str]:
-        """What tokens of this release's model read as."""
-        tokenizer = self._base(release.base_path).model.network(release.adapter).tokenizer
-        return lambda ids: str(tokenizer.decode(ids))
+        Raises:
+            RequestRefused: 503, its adapter is no longer what its digest says.
+        """
+        model = self._base(release.base_path).model
+        while True:
+            with self._asking:
+                if release.adapter in model.adapters:
+                    return model.network(release.adapter)
+            await self._have_back(release)
+
+    def answers_with_labels(self, release: ServedRelease) -> bool:
+        """Whether it names one of its labels, whatever it is asked."""
+        return self._base(release.base_path).model.names_labels(release.adapter)
 
     def load_now(self) -> tuple[int, int]:
         """Requests that wait, and that are being answered."""
         schedulers = [b.scheduler for b in self._bases.values()]
         return sum(s.waiting for s in schedulers), sum(s.running for s in schedulers)
+
+    def held_now(self) -> tuple[int, int]:
+        """Adapters in memory, and their bytes."""
+        sizes = list(self._held.values())
+        return len(sizes), sum(sizes)
 
     def close(self) -> None:
         for base in self._bases.values():

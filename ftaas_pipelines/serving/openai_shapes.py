@@ -1,19 +1,16 @@
-"""OpenAI's request, response and error shapes, as far as this platform speaks them."""
+"""OpenAI's requests and errors, as far as this platform speaks them. Answers: `openai_answers.py`."""
 
 import hashlib
-import time
-import uuid
-from collections.abc import Callable, Sequence
-from itertools import accumulate
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import to_json
 
+_MOST_SAID = 300  # characters of an error: it repeats what was sent
+_MOST_FORM = 64 << 10  # characters of tools, and of a schema
 _KINDS = {429: "rate_limit_error", 403: "permission_error"}
-
-
-if TYPE_CHECKING:
-    from ftaas_pipelines.inference.batch import Generation
 
 
 class RequestRefused(Exception):
@@ -47,7 +44,7 @@ def invalid(errors: Sequence[Any]) -> RequestRefused:
     first = errors[0]
     place = [str(p) for p in first["loc"] if p != "body"]
     message = str(first["msg"]).removeprefix("Value error, ")
-    text = f"{'.'.join(place)}: {message}" if place else message
+    text = (f"{'.'.join(place)}: {message}" if place else message)[:_MOST_SAID]
     return RequestRefused(400, text, "invalid_value", place[0] if place else None)
 
 
@@ -78,21 +75,114 @@ class ImagePart(BaseModel):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
+class Called(BaseModel):
+    """A tool's name, and its arguments as JSON text."""
+
+    name: str = Field(min_length=1, max_length=64)
+    arguments: str = ""
+
+    @field_validator("arguments")
+    @classmethod
+    def _object(cls, text: str) -> str:
+        try:
+            known = isinstance(json.loads(text or "{}"), dict)
+        except (ValueError, RecursionError):
+            known = False
+        if not known:
+            raise ValueError("'arguments' is a JSON object, as text")
+        return text or "{}"
+
+
+class ToolCall(BaseModel):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: Called
+
+
 class ChatMessage(BaseModel):
     """One turn. Unknown keys (`name`, `refusal`) are read over, as OpenAI's clients send them."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part]
+    content: str | list[Part] | None = None
+    tool_calls: list[ToolCall] | None = Field(default=None, max_length=128)
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _says_something(self) -> "ChatMessage":
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("only the assistant calls tools")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("'content' is missing")
+        return self
 
     def plain(self) -> dict[str, Any]:
-        """The turn as a prompt holds it: its text, and its images where it shows some."""
+        """The turn as a prompt holds it: its text, and its images and calls where it has some."""
         role = "system" if self.role == "developer" else self.role
-        if isinstance(self.content, str):
-            return {"role": role, "content": self.content}
+        if self.tool_calls:
+            calls = [call.model_dump() for call in self.tool_calls]
+            for call in calls:  # templates write the arguments themselves
+                call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+            return {**self._said(role), "tool_calls": calls}
+        if self.role == "tool" and self.tool_call_id:
+            return {**self._said(role), "tool_call_id": self.tool_call_id}
+        return self._said(role)
+
+    def _said(self, role: str) -> dict[str, Any]:
+        if self.content is None or isinstance(self.content, str):
+            return {"role": role, "content": self.content or ""}
         text = "".join(part.text for part in self.content if isinstance(part, TextPart))
         urls = [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
         images = [{"ref": url, "sha256": hashlib.sha256(url.encode()).hexdigest()} for url in urls]
         return {"role": role, "content": text, **({"images": images} if images else {})}
+
+
+class JsonSchema(BaseModel):
+    name: str = Field(min_length=1, max_length=64)
+    description: str | None = None
+    strict: bool | None = None
+    schema_: dict[str, Any] = Field(alias="schema", default_factory=dict)
+
+
+class ResponseFormat(BaseModel):
+    """What the answer is held to: nothing, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_given(self) -> "ResponseFormat":
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("'json_schema' belongs to type json_schema, and only there")
+        return self
+
+    @property
+    def fits(self) -> dict[str, Any] | None:
+        """The JSON schema that an answer must fit; None: any text may come."""
+        if self.json_schema:
+            return self.json_schema.schema_
+        return {"type": "object"} if self.type == "json_object" else None
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(BaseModel):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(BaseModel):
+    name: str
+
+
+class NamedTool(BaseModel):
+    type: Literal["function"]
+    function: NamedFunction
 
 
 class StreamOptions(BaseModel):
@@ -126,12 +216,9 @@ class Request(BaseModel):
     def _nothing_ignored(self) -> "Request":
         """What would change the answer and is not done here is refused, never silently dropped."""
         extra = self.model_extra or {}
-        plain_text: dict[str, Any] = {"type": "text"}
-        for name in ("tools", "functions", "logit_bias", "echo", "suffix"):
+        for name in ("tools", "response_format", "functions", "logit_bias", "echo", "suffix"):
             if extra.get(name):
                 raise ValueError(f"'{name}' is not supported")
-        if extra.get("response_format") not in (None, plain_text):
-            raise ValueError("'response_format' other than text is not supported")
         return self
 
     @property
@@ -149,6 +236,44 @@ class ChatRequest(Request):
     messages: list[ChatMessage] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def offered(self) -> list[dict[str, Any]]:
+        """The tools that may be called, as templates and schemas read them."""
+        if not self.tools or self.tool_choice == "none":
+            return []
+        chosen = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return [tool for tool in tools if chosen in (None, tool["function"]["name"])]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call of a tool, and nothing else."""
+        return bool(self.offered) and (
+            self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        )
+
+    @model_validator(mode="after")
+    def _forms_are_bounded(self) -> "ChatRequest":
+        for name in ("tools", "response_format"):
+            value = getattr(self, name)
+            if value and len(to_json(value)) > _MOST_FORM:
+                raise ValueError(f"'{name}' has more than {_MOST_FORM} characters of JSON")
+        return self
+
+    @model_validator(mode="after")
+    def _tools_agree(self) -> "ChatRequest":
+        if isinstance(self.tool_choice, NamedTool) and not self.offered:
+            raise ValueError("'tool_choice' names a tool that is not among 'tools'")
+        if self.tool_choice == "required" and not self.offered:
+            raise ValueError("'tool_choice' requires a tool, and 'tools' has none")
+        if self.must_call and self.response_format and self.response_format.fits is not None:
+            raise ValueError("an answer is JSON of 'response_format' or the call of a tool, not both")
+        return self
 
     @property
     def scores(self) -> int | None:
@@ -185,97 +310,3 @@ class CompletionRequest(Request):
 
     def messages_of(self) -> list[dict[str, Any]]:
         return [{"role": "user", "content": str(self.prompt)}]
-
-
-TextOf = Callable[[list[int]], str]
-
-
-class Shape:
-    """Builds the bodies of one answer: chat or text, whole or in chunks."""
-
-    def __init__(self, chat: bool, model: str, adapter_digest: str, release: str):
-        self.chat = chat
-        self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
-        self._common = {"id": self.id, "created": int(time.time()), "model": model}
-        self._ours = {"adapter_digest": adapter_digest, "release": release}
-
-    def whole(self, answers: "Sequence[Generation]", request: Request, text_of: TextOf) -> dict[str, Any]:
-        """The body of all answers to a request, a choice each."""
-        choices: list[dict[str, Any]] = []
-        for index, answer in enumerate(answers):
-            scores = self.scores(answer, request, text_of)
-            choice: dict[str, Any] = {
-                "index": index,
-                "finish_reason": answer.finish_reason,
-                "logprobs": scores,
-            }
-            if self.chat:
-                choice["message"] = {"role": "assistant", "content": answer.text, "refusal": None}
-            else:
-                choice["text"] = answer.text
-            if request.return_token_ids:
-                choice["token_ids"] = answer.token_ids
-            choices.append(choice)
-        usage = usage_of(answers[0].prompt_tokens, sum(len(a.token_ids) for a in answers))
-        kind = "chat.completion" if self.chat else "text_completion"
-        return {**self._common, "object": kind, "choices": choices, "usage": usage, **self._ours}
-
-    def scores(self, answer: "Generation", request: Request, text_of: TextOf) -> dict[str, Any] | None:
-        """Log probabilities (nats) of an answer's tokens in OpenAI's shape; None where not asked for."""
-        if answer.scores is None:
-            return None
-        if self.chat:
-            return {
-                "content": [
-                    {
-                        **_scored(text_of([s.token]), s.logprob),
-                        "top_logprobs": [_scored(text_of([token]), value) for token, value in s.top],
-                    }
-                    for s in answer.scores
-                ],
-                "refusal": None,
-            }
-        tokens = [text_of([s.token]) for s in answer.scores]
-        starts = [0, *accumulate(len(t) for t in tokens)][: len(tokens)]
-        return {
-            "tokens": tokens,
-            "token_logprobs": [s.logprob for s in answer.scores],
-            "top_logprobs": [{text_of([t]): v for t, v in s.top} for s in answer.scores],
-            "text_offset": starts,
-        }
-
-    def chunk(
-        self,
-        index: int,
-        text: str | None,
-        finish: str | None = None,
-        scores: dict[str, Any] | None = None,
-        first: bool = False,
-    ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": scores}
-        if self.chat:
-            role = {"role": "assistant"} if first else {}
-            choice["delta"] = {**role, **({} if text is None else {"content": text})}
-        else:
-            choice["text"] = text or ""
-        return {**self._chunk(), "choices": [choice]}
-
-    def usage_chunk(self, prompt_tokens: int, completion_tokens: int) -> dict[str, Any]:
-        return {**self._chunk(), "choices": [], "usage": usage_of(prompt_tokens, completion_tokens)}
-
-    def _chunk(self) -> dict[str, Any]:
-        kind = "chat.completion.chunk" if self.chat else "text_completion"
-        return {**self._common, "object": kind, **self._ours}
-
-
-def _scored(token: str, value: float) -> dict[str, Any]:
-    # A token may be part of a character: its bytes are what the text of it alone shows.
-    return {"token": token, "logprob": value, "bytes": list(token.encode())}
-
-
-def usage_of(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import bentoml  # noqa: TID253 imported by `bentoml serve`, the engine and the build stage only
+import psutil
 from starlette.exceptions import HTTPException
 
 from ftaas_pipelines.serving import runtime
@@ -38,6 +39,7 @@ class Runtime:
         # The model's thread holds the interpreter most of the time; requests should not wait 5 ms for it.
         sys.setswitchinterval(0.0005)
         _end_with_parent()
+        _engine.took["imports"] = time.time() - psutil.Process().create_time()  # Python, BentoML, FastAPI
         _engine.load(_state())
 
     def __is_ready__(self) -> bool:
