@@ -1,9 +1,12 @@
 """Promises of serving, shown with real processes on free ports and random adapters."""
 
+import json
 import os
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +24,7 @@ from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.serving import answers, deployments
 from ftaas_pipelines.serving.desired import Folder, Trial
 from ftaas_pipelines.serving.routing import bucket
+from ftaas_pipelines.serving.smoke import Question
 from ftaas_pipelines.store import Store
 
 ENV = "staging"
@@ -208,6 +212,41 @@ def test_another_release_is_tried_beside_the_one_that_serves(house: House) -> No
     assert ask("anybody")["release"] == first.release
 
 
+def test_a_release_answers_nobody_before_its_smoke_questions_went_well(house: House) -> None:
+    """Another token in one answer: the old release goes on, and the reason names the question."""
+    from ftaas_pipelines.inference.decoding import Model
+
+    first, second, _ = house.releases["alpha"]
+    house.up(first)
+    model = Model(BASE, {"second": Path(second.adapter_path)})
+    prompts = [[{"role": "user", "content": f"What does E4{n} mean?"}] for n in range(4)]
+    said = [a.token_ids for a in model.generate(prompts, "second", max_new_tokens=12)]
+    good = [Question(messages=p, max_tokens=12, token_ids=t) for p, t in zip(prompts, said, strict=True)]
+    bad = [*good[:3], good[3].model_copy(update={"token_ids": [5, *said[3][1:]]})]
+    seen: set[str] = set()
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.is_set():
+            answer = house.http.post("/v1/chat/completions", json={"model": "alpha", "messages": QUESTION})
+            seen.add(answer.json()["release"])
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        with pytest.raises(FtaasError, match="1 of 4 smoke questions failed; question 4: other tokens"):
+            deployments.up(house.settings, ENV, second, questions=bad)
+    finally:
+        over.set()
+        watching.join()
+    assert seen == {first.release} and deployments.current(house.settings, ENV, "alpha") == first
+    with pytest.raises(FtaasError, match="question 4"):
+        trial = Trial(release=second, kind="canary", percent=50)
+        deployments.try_beside(house.settings, ENV, trial, questions=bad)
+    assert deployments.up(house.settings, ENV, second, questions=good).state == "running"
+    house.up(first)
+
+
 def test_a_tampered_adapter_is_refused_and_the_old_release_stays(house: House) -> None:
     first, _, third = house.releases["alpha"]
     weights = Path(third.adapter_path) / "adapter_model.safetensors"
@@ -246,6 +285,19 @@ def test_two_bases_share_an_environment_and_its_supervisor_may_die(house: House)
     assert deployments.start(settings, ENV) and not deployments.start(settings, ENV)
     assert deployments.up(settings, ENV, house.releases["beta"][0]).state == "running"
     deployments.halt(settings, ENV)
+    eventually(lambda: house.processes() == [])
+    environ = {
+        **os.environ,
+        "FTAAS_HOME": str(settings.home),
+        "FTAAS_PORT_STAGING": str(settings.port_staging),
+        "FTAAS_PORT_PRODUCTION": str(settings.port_production),
+    }
+    command = [sys.executable, "-m", "ftaas_pipelines.cli.main", "deployment", "up", "--json"]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [found] = json.loads(done.stdout)["deployments"]
+    assert (found["project"], found["env"], found["state"]) == ("beta", ENV, "running")
+    assert deployments.ask(settings, ENV, "beta", "who?")["release"] == house.releases["beta"][0].release
     assert deployments.current(settings, ENV, "beta") == house.releases["beta"][0]
     assert deployments.stop(settings, ENV) == ["beta"]
     eventually(lambda: house.processes() == [], within_s=5)

@@ -7,61 +7,33 @@ import os
 import secrets
 import socket
 import sys
-import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
 
 from ftaas_pipelines.serving import runtime
 from ftaas_pipelines.serving.desired import Folder, ReleaseToServe
+from ftaas_pipelines.serving.engines import AnsweringEngine
 from ftaas_pipelines.serving.runtime import RuntimeState
-from ftaas_pipelines.serving.upstream import Breaker
 from ftaas_pipelines.settings import Settings
 
-DRAIN_S = 60.0
 TOLD_WITHIN_S = 120.0
 _PROBE_S = 0.1
 _log = logging.getLogger("ftaas.engine")
 
 
-class EngineProcess:
-    """A running Bento and how it fares.
-
-    Attributes:
-        releases: what it was told to load, by name.
-        loaded: names of the releases that it answers for; empty until it is up.
-        problems: name to why it was not loaded.
-        in_flight: requests that it is answering now, by name.
-    """
+class EngineProcess(AnsweringEngine):
+    """A running Bento and how it fares."""
 
     def __init__(self, releases: Sequence[ReleaseToServe]):
-        self.releases = {r.release: r for r in releases}
-        self.loaded: set[str] = set()
-        self.problems: dict[str, str] = {}
-        self.in_flight: Counter[str] = Counter()
-        self.started = time.monotonic()
-        self.url = ""
-        self.breaker = Breaker()
+        super().__init__(releases)
         self.headers = {runtime.TOKEN_HEADER: secrets.token_hex(16)}
         self._environment, self._threads, self._adapter_mib = "", 1, 0
         self._process: asyncio.subprocess.Process | None = None
         self._state_file: Path | None = None
         self._ended: int | None = None
         self._tasks: list[asyncio.Task[None]] = []
-
-    @property
-    def pid(self) -> int | None:
-        return self._process.pid if self._process else None
-
-    def answers(self, release: ReleaseToServe) -> bool:
-        return release.release in self.loaded and self.ended is None
-
-    @property
-    def up(self) -> bool:
-        """Whether it has said what it loaded, be it nothing."""
-        return bool(self.loaded or self.problems) and self.ended is None
 
     @property
     def ended(self) -> int | None:
@@ -93,6 +65,7 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
             )
+        self.pid = self._process.pid
         self._tasks = [asyncio.create_task(self._wait()), asyncio.create_task(self._probe(client))]
         self._hearing = asyncio.create_task(self._hear())
 
@@ -155,20 +128,6 @@ class EngineProcess:
             except (ValueError, KeyError, TypeError):
                 self.problems = dict.fromkeys(self.releases, answer.text[:500])
             return
-
-    async def drained(self, names: Iterable[str] | None = None) -> None:
-        """Wait until it has answered what it is answering, for these releases or all; at most 60 s."""
-        deadline = time.monotonic() + DRAIN_S
-        of = None if names is None else set(names)
-        while self.ended is None and time.monotonic() < deadline:
-            if not any(n for name, n in self.in_flight.items() if of is None or name in of):
-                return
-            await asyncio.sleep(0.05)
-
-    async def retire(self) -> None:
-        """Let it finish what it is answering, then end it."""
-        await self.drained()
-        await self.end()
 
     async def end(self) -> None:
         """SIGTERM, then SIGKILL. Returns when it is gone."""

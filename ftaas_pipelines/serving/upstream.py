@@ -4,9 +4,10 @@ An answer is read whole or as events; hanging up (a caller who left, a guard tha
 generating. A server that fails time after time is left alone for a while: the circuit breaker.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any
+from typing import Any, Protocol
 
 import aiohttp
 import orjson
@@ -69,7 +70,9 @@ class Reply:
                     continue
                 chunk: dict[str, Any] = orjson.loads(line[6:])
                 if "error" in chunk:
-                    raise RequestRefused(502, chunk["error"]["message"], chunk["error"]["code"])
+                    said: Any = chunk["error"]
+                    code = str(said.get("code") or "engine_failed")
+                    raise RequestRefused(502, str(said.get("message")), code)
                 yield chunk
         except FAILURES as failure:
             self._breaker.failed()
@@ -97,12 +100,30 @@ def session() -> aiohttp.ClientSession:
     return aiohttp.ClientSession(connector=connector, timeout=timeout, auto_decompress=False)
 
 
+class Asked(Protocol):
+    """Who is asked.
+
+    Attributes:
+        headers: sent along with every request.
+        timeout: of a whole answer; None: the session's.
+        attempts: how often a request is sent where it was not taken.
+        ours: whether its refusals are meant for the caller.
+    """
+
+    url: str
+    headers: dict[str, str]
+    breaker: Breaker
+    timeout: aiohttp.ClientTimeout | None
+    attempts: int
+    ours: bool
+
+
 async def ask(
     session: aiohttp.ClientSession,
-    url: str,
+    engine: Asked,
+    path: str,
     body: dict[str, Any],
     headers: dict[str, str],
-    breaker: Breaker,
     done: Callable[[], None] = _nothing,
 ) -> Reply:
     """Send a request.
@@ -113,36 +134,70 @@ async def ask(
     Raises:
         RequestRefused: what the engine refused, as it said it; 503 where it cannot be reached or rests.
     """
+    breaker = engine.breaker
     try:
         if (rest := breaker.rests_s) > 0:
             raise RequestRefused(
                 503, "The engine fails; it is left alone for a while", "engine_resting", None,
                 {"Retry-After": str(int(rest) + 1)},
             )  # fmt: skip
-        try:
-            response = await session.post(url, data=orjson.dumps(body), headers=_JSON | headers)
-        except FAILURES as failure:
-            breaker.failed()
-            raise gone(failure) from failure
+        response = await _sent(session, engine, path, orjson.dumps(body), _JSON | engine.headers | headers)
         if response.status != 200:
-            raise await _refused(response)
+            if response.status >= 500 and not engine.ours:
+                breaker.failed()
+            raise await _refused(response, engine.ours)
     except BaseException:
         done()
         raise
     return Reply(response, done, breaker)
 
 
+async def _sent(
+    session: aiohttp.ClientSession, engine: Asked, path: str, body: bytes, headers: dict[str, str]
+) -> aiohttp.ClientResponse:
+    """The head of the answer: of the first that was taken, or of the last attempt."""
+    options: dict[str, Any] = {"timeout": engine.timeout} if engine.timeout else {}
+    for attempt in range(1, engine.attempts + 1):
+        last = attempt == engine.attempts
+        try:
+            response = await session.post(engine.url + path, data=body, headers=headers, **options)
+        except _NOT_TAKEN as failure:
+            if last:
+                engine.breaker.failed()
+                raise gone(failure) from failure
+        except FAILURES as failure:  # it may be at work on it
+            engine.breaker.failed()
+            raise gone(failure) from failure
+        else:
+            if last or response.status not in _BUSY:
+                return response
+            response.close()
+        await asyncio.sleep(_PAUSE_S * 2**attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
 _JSON = {"content-type": "application/json"}
+# The connection was refused, or an idle one had been closed: asking again costs nothing but work.
+_NOT_TAKEN = (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError)
+_BUSY = frozenset({429, 502, 503, 504})
+_PAUSE_S = 0.1
 
 
-async def _refused(response: aiohttp.ClientResponse) -> RequestRefused:
+async def _refused(response: aiohttp.ClientResponse, ours: bool) -> RequestRefused:
+    """What a refusal tells the caller: another server's word on keys and models is not for them."""
     try:
-        said = orjson.loads(await response.read())["error"]
-        return RequestRefused(response.status, said["message"], said.get("code"), said.get("param"))
-    except (*FAILURES, KeyError, TypeError):
-        return RequestRefused(502, f"The engine answered {response.status}", "engine_failed")
+        said = orjson.loads(await response.read())
+        said = said.get("error") or said
+        if ours or response.status in (400, 413, 422):
+            return RequestRefused(response.status, str(said["message"]), said.get("code"), said.get("param"))
+    except (*FAILURES, AttributeError, KeyError, TypeError):
+        pass
     finally:
         response.close()
+    if response.status == 429:
+        busy = "The server behind this model is busy"
+        return RequestRefused(503, busy, "engine_busy", None, {"Retry-After": "2"})
+    return RequestRefused(502, f"The engine answered {response.status}", "engine_failed")
 
 
 def gone(failure: Exception) -> RequestRefused:
