@@ -20,6 +20,7 @@ from ftaas_pipelines.projects.catalog import Loaded
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.deployments import Deployment
 from ftaas_pipelines.serving.desired import Terms, Trial
+from ftaas_pipelines.serving.smoke import Question
 from ftaas_pipelines.store import Artifact
 from resources.tracking import Tracking
 
@@ -116,9 +117,13 @@ def deploy(line: Line, environment: str, release: Artifact, tracking: Tracking) 
         line.store.get(content["bento"]),
         str(line.base_path),
         line.project.serving.max_new_tokens,
+        line.project.serving.upstream,
     )
-    terms = Terms(guard=line.policy.guard_of(line.project), answers=line.project.serving.answers)
-    served = deployments.up(line.settings, environment, wanted, HEALTHY_WITHIN_S, terms)
+    serving = line.project.serving
+    terms = Terms(guard=line.policy.guard_of(line.project), answers=serving.answers, rollout=serving.rollout)
+    served = deployments.up(
+        line.settings, environment, wanted, HEALTHY_WITHIN_S, terms, questions=questions_of(line, release)
+    )
     entries = ledger.entries(("deployment", STOPPED), project=project, authentic=True)
     said = [e for e in entries if e.body["environment"] == environment]
     if not said or said[-1].kind == STOPPED or said[-1].subject != release.digest:
@@ -146,9 +151,12 @@ def try_release(
         line.store.get(release.content["bento"]),
         str(line.base_path),
         line.project.serving.max_new_tokens,
+        line.project.serving.upstream,
     )
-    trial = Trial(release=served, kind=kind, percent=percent)
-    found = deployments.try_beside(line.settings, environment, trial, HEALTHY_WITHIN_S)
+    trial = Trial(release=served, kind=kind, percent=percent, rollout=line.project.serving.rollout)
+    found = deployments.try_beside(
+        line.settings, environment, trial, HEALTHY_WITHIN_S, questions_of(line, release)
+    )
     body = {"environment": environment, "kind": kind, "percent": percent}
     line.ledger.append("trial_started", release.digest, body, project=line.project.name, actor=line.actor)
     return found
@@ -185,7 +193,7 @@ def _checks(loaded: Loaded, environment: str) -> list[dg.AssetChecksDefinition]:
     @dg.asset_check(asset=asset, name="smoke", description="It answers.", blocking=True)
     def smoke() -> dg.AssetCheckResult:
         line = open_line(loaded.name, settings.load())
-        [question] = _test_rows(line, 1)
+        [question] = _test_rows(line, _evaluation(line), 1)
         answer = deployments.ask(line.settings, environment, loaded.name, question["messages"])
         said = f"answered in {answer['latency_ms']:.0f} ms"
         passed = bool(answer["answer"].strip())
@@ -243,10 +251,23 @@ def _record(line: Line, environment: str, release: str, check: str, passed: bool
     line.ledger.append(CHECKED, release, body, project=line.project.name, actor="platform")
 
 
+def questions_of(line: Line, release: Artifact) -> list[Question]:
+    """What a release is asked before it answers anybody: test prompts, and what its evaluation saw."""
+    evaluation = line.store.get(release.content["evaluation"])
+    return [
+        Question(
+            messages=row["messages"],
+            max_tokens=max(1, len(row["token_ids"]["candidate"])),
+            token_ids=row["token_ids"]["candidate"],
+        )
+        for row in _test_rows(line, evaluation, line.project.serving.smoke_questions)
+    ]
+
+
 def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
     """Ask the endpoint test questions; the answers beside those of the evaluation."""
     found: list[dict[str, Any]] = []
-    for row in _test_rows(line, line.project.serving.smoke_questions):
+    for row in _test_rows(line, _evaluation(line), line.project.serving.smoke_questions):
         asked = deployments.ask(
             line.settings,
             environment,
@@ -265,14 +286,18 @@ def compare_served(line: Line, environment: str) -> list[dict[str, Any]]:
     return found
 
 
-def _test_rows(line: Line, count: int) -> list[dict[str, Any]]:
-    """Test questions with the answers they got, as an endpoint is asked them."""
+def _evaluation(line: Line) -> Artifact:
     if line.evaluation is None:
         raise dg.Failure("the evaluation is not made for the current content", allow_retries=False)
-    with line.evaluation.file("answers.jsonl").open(encoding="utf-8") as lines:
+    return line.evaluation
+
+
+def _test_rows(line: Line, evaluation: Artifact, count: int) -> list[dict[str, Any]]:
+    """Test questions with the answers they got, as an endpoint is asked them."""
+    with evaluation.file("answers.jsonl").open(encoding="utf-8") as lines:
         rows = [row for row in map(json.loads, lines) if row["set"] == "test"][:count]
     if line.family != "vision":
         return rows
-    splits = line.store.get(line.evaluation.content["splits"])
+    splits = line.store.get(evaluation.content["splits"])
     dataset = line.store.get(splits.content["dataset"]).path
     return [{**row, "messages": pictures.inline(row["messages"], dataset)} for row in rows]

@@ -15,6 +15,7 @@ Random adapters on a copy of the base that ends no answer by itself, so that eve
 import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -290,6 +291,7 @@ class Bench:
         settings, environment = self.house.settings, self.house.environment
         bare = [_timed(str(self.base)) for _ in range(3)]
         ready: list[float] = []
+        parts: list[dict[str, float]] = []
         for _ in range(3):
             deployments.halt(settings, environment)
             began = time.monotonic()
@@ -297,20 +299,26 @@ class Bench:
             while not _ready(self.house.url):
                 time.sleep(0.02)
             ready.append(time.monotonic() - began)
+            parts.append(_start_of(self.house.url))
         ratio = sorted(ready)[1] / sorted(bare)[1]
         seen = f"{ratio:.2f} ({sorted(ready)[1]:.1f} s of {sorted(bare)[1]:.1f} s)"
         self.say("start to ready over importing torch and loading the model", seen, "<= 1.6", ratio <= 1.6)
+        middle = parts[ready.index(sorted(ready)[1])]
+        rest = sorted(ready)[1] - sum(middle.values())
+        told = [f"{name} {seconds:.2f}" for name, seconds in middle.items()]
+        self.say("  of it, s", ", ".join([*told, f"supervisor, waiting and smoke {rest:.2f}"]))
 
     def memory(self) -> None:
         if not self.minutes:
             return
         pids = self.house.processes()
         settle = min(5.0, self.minutes / 4)
-        self.load("alpha", seconds=settle * 60, clients=8)
+        self.load("alpha", seconds=settle * 60, clients=8, keep=False)
         before = _bytes(pids)
-        self.load("alpha", seconds=(self.minutes - settle) * 60, clients=8)
+        load = self.load("alpha", seconds=(self.minutes - settle) * 60, clients=8, keep=False)
         growth = _bytes(pids) / before - 1
-        seen = f"{growth:+.1%} in {self.minutes - settle:.0f} min"
+        seen = f"{growth:+.1%} of {before >> 20} MiB in {self.minutes - settle:.0f} min"
+        seen += f", {len(load.seconds)} answers, {len(load.failed)} failed"
         self.say(f"memory behind the first {settle:.0f} minutes", seen, "<= 2%", growth <= 0.02)
 
 
@@ -323,6 +331,13 @@ def _ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
+
+
+def _start_of(url: str) -> dict[str, float]:
+    """Seconds of the parts of the engine's start, as it tells them."""
+    page = httpx.get(f"{url}/metrics", timeout=5, trust_env=False).text
+    found = re.findall(r'^ftaas_engine_start_seconds\{part="(\w+)".*\} ([0-9.e+-]+)$', page, re.MULTILINE)
+    return {name: float(seconds) for name, seconds in found}
 
 
 def _bytes(pids: list[int]) -> int:

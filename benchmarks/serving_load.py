@@ -1,6 +1,7 @@
 """Asking a chat endpoint from many clients at once, and what that took. Used by `benchmarks.serving`."""
 
 import asyncio
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -49,14 +50,16 @@ def ask(
     clients: int = 1,
     headers: dict[str, str] | None = None,
     during: Callable[[], Any] | None = None,
+    keep: bool = True,
 ) -> Load:
     """Put `requests` questions, or as many as fit into `seconds`, from so many clients at once.
 
     Args:
         body: the request of a number.
         during: run in a thread while the load lasts.
+        keep: the answers' bodies.
     """
-    return asyncio.run(_ask(url, body, requests, seconds, clients, headers or {}, during))
+    return asyncio.run(_ask(url, body, requests, seconds, clients, headers or {}, during, keep))
 
 
 async def _ask(
@@ -67,6 +70,7 @@ async def _ask(
     clients: int,
     headers: dict[str, str],
     during: Callable[[], Any] | None,
+    keep: bool,
 ) -> Load:
     load, numbers = Load(), iter(range(requests or 1 << 60))
     until = time.monotonic() + seconds if seconds else float("inf")
@@ -76,7 +80,7 @@ async def _ask(
 
         async def client() -> None:
             while time.monotonic() < until and (number := next(numbers, None)) is not None:
-                await _one(session, url, number, body(number), load)
+                await _one(session, url, number, body(number), load, keep)
 
         began = time.monotonic()
         other = asyncio.ensure_future(asyncio.to_thread(during)) if during else None
@@ -88,7 +92,7 @@ async def _ask(
 
 
 async def _one(
-    session: aiohttp.ClientSession, url: str, number: int, body: dict[str, Any], load: Load
+    session: aiohttp.ClientSession, url: str, number: int, body: dict[str, Any], load: Load, keep: bool
 ) -> None:
     began = time.monotonic()
     try:
@@ -99,7 +103,9 @@ async def _one(
             if body.get("stream"):
                 await _first(answer, began, load)
             else:
-                load.bodies[number] = await answer.json()
+                read = await answer.read()
+                if keep:
+                    load.bodies[number] = json.loads(read)
             took = time.monotonic() - began
             load.seconds.append(took)
             if timing := answer.headers.get("server-timing"):

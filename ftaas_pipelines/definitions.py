@@ -11,6 +11,7 @@ from ftaas_pipelines.projects import catalog
 from resources.launcher import SubprocessLauncher
 from resources.tracking import Tracking
 from sensors.alerts import alerts_sensor
+from sensors.champions import champions_sensor
 from sensors.decisions import decisions_sensor
 from sensors.notices import notices_sensor
 from sensors.retraining import retraining
@@ -50,6 +51,7 @@ def build(config: settings.Settings, only: str | None = None) -> dg.Definitions:
             decisions_sensor(projects),
             notices_sensor(projects),
             withdrawal_sensor,
+            champions_sensor,
             alerts_sensor,
             automation,
         ],

@@ -130,7 +130,15 @@ def test_the_examples_are_the_line_of_the_architecture_and_load_nothing_heavy(
     for name, found in examples["assets"].items():
         assert found["group"] == name.partition("/")[0]
         assert found["kinds"] and found["description"], name
-    assert examples["sensors"] == ["alerts", "automation", "decisions", "notices", "sources", "withdrawal"]
+    assert examples["sensors"] == [
+        "alerts",
+        "automation",
+        "champions",
+        "decisions",
+        "notices",
+        "sources",
+        "withdrawal",
+    ]
     assert examples["schedules"] == examples["jobs"] == [], "no job and no schedule a project"
 
 
@@ -149,4 +157,4 @@ def test_a_broken_project_is_left_out_with_a_warning_and_takes_nobody_down(
 
 def test_no_project_at_all_still_loads(home: Path) -> None:
     found, _ = load(Path(os.environ["FTAAS_PROJECTS"]))
-    assert found["assets"] == {} and len(found["sensors"]) == 6
+    assert found["assets"] == {} and len(found["sensors"]) == 7

@@ -79,6 +79,7 @@ def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
         (json.dumps(body(seed=2**70)).encode(), "invalid_value"),
         (json.dumps(body(stop=[1])).encode(), "invalid_value"),
         (json.dumps(body(logit_bias={"1": 5})).encode(), "invalid_value"),
+        (b'{"model": "alpha", "messages": [], "metadata": ' + b"[" * 300 + b"]" * 300 + b"}", "invalid_json"),
         (b'{"model": "alpha", "messages": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_json"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,

@@ -106,7 +106,7 @@ def export(
 ) -> None:
     """Write a project's answers, texts included, to a file; the ledger remembers who took them."""
     settings = configuration.load()
-    environments, first, last = _environments(env), _moment("--since", since), _moment("--until", until)
+    environments, first, last = _environments(env), moment("--since", since), moment("--until", until)
     if to.suffix not in (".parquet", ".jsonl"):
         raise InputInvalid("is no shape to write", "--to", str(to), "end it in .parquet or .jsonl")
     if to.exists():
@@ -159,7 +159,7 @@ def erase(
 
 
 def _newest(name: str, env: str, since: str, limit: int, kind: Any) -> list[dict[str, Any]]:
-    settings, first = configuration.load(), _moment("--since", since)
+    settings, first = configuration.load(), moment("--since", since)
     rows: list[dict[str, Any]] = []
     for environment in _environments(env):
         folder = Folder(settings.home, environment).answers
@@ -174,7 +174,7 @@ def _environments(env: str) -> list[str]:
     return [env] if env else list(ENVIRONMENTS)
 
 
-def _moment(option: str, text: str) -> float | None:
+def moment(option: str, text: str) -> float | None:
     """UTC seconds of a time that was typed.
 
     Raises:
@@ -185,10 +185,10 @@ def _moment(option: str, text: str) -> float | None:
     if span := re.fullmatch(r"(\d{1,6})([mhd])", text):
         return time.time() - int(span[1]) * _SECONDS[span[2]]
     try:
-        moment = datetime.fromisoformat(text)
+        typed = datetime.fromisoformat(text)
     except ValueError:
         raise InputInvalid("is no time", option, text, "write 24h, 7d, 2026-05-01 or …T12:30:00Z") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    return (typed if typed.tzinfo else typed.replace(tzinfo=UTC)).timestamp()
 
 
 def _require_known_actor(settings: Settings, name: str) -> None:

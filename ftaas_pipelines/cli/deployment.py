@@ -9,7 +9,8 @@ from assets.line import Line, open_line
 from assets.withdrawal import require_serving
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
-from ftaas_pipelines.errors import InputInvalid
+from ftaas_pipelines.cli.comparing import compare
+from ftaas_pipelines.errors import FtaasError, InputInvalid
 from ftaas_pipelines.governance import gates
 from ftaas_pipelines.review.identity import may_answer_as
 from ftaas_pipelines.review.sign_offs import look_back
@@ -19,6 +20,7 @@ from ftaas_pipelines.settings import ENVIRONMENTS
 from ftaas_pipelines.store import short
 
 app = typer.Typer(no_args_is_help=True)
+app.command()(compare)
 Name = Annotated[str, typer.Argument(help="The project's name.")]
 Env = Annotated[str, typer.Option(help="staging or production.")]
 
@@ -28,13 +30,13 @@ def list_(as_json: output.Json = False) -> None:
     """Every deployment on this machine."""
     found = deployments.deployments(configuration.load())
     rows = [
-        [d.project, d.env, d.state, d.url, short(d.release), "pinned" if d.pinned else d.reason]
+        [d.project, d.env, d.state, d.url, short(d.release), "pinned" if d.pinned else d.reason, _ruled(d)]
         for d in found
     ]
 
     def show(screen: Console) -> None:
         if rows:
-            screen.print(output.table(["project", "env", "state", "url", "release", ""], rows))
+            screen.print(output.table(["project", "env", "state", "url", "release", "", "rules"], rows))
         else:
             screen.print("nothing is deployed")
 
@@ -42,8 +44,16 @@ def list_(as_json: output.Json = False) -> None:
 
 
 @app.command()
-def up(name: Name, env: Env = "production", as_json: output.Json = False) -> None:
+def up(
+    name: Annotated[str, typer.Argument(help="The project's name; none: all that is deployed.")] = "",
+    env: Annotated[str, typer.Option(help="staging or production; for all projects: none means both.")] = "",
+    as_json: output.Json = False,
+) -> None:
     """Start what was deployed (after a reboot, say): the release that this environment served last."""
+    if not name:
+        _all_up(env, as_json)
+        return
+    env = env or "production"
     _known(env)
     line = open_line(name, configuration.load())
     entries = [
@@ -55,6 +65,32 @@ def up(name: Name, env: Env = "production", as_json: output.Json = False) -> Non
         raise InputInvalid("was never deployed", f"{name}/{env}", do=f"`ftaas run {name}`")
     served = _deploy(line, env, entries[-1].subject)
     _say(as_json, served.as_dict(), f"{name} answers in {env}: {served.url}")
+
+
+def _all_up(env: str, as_json: bool) -> None:
+    """Start every environment, or one, and wait until each project answers or cannot."""
+    settings = configuration.load()
+    if env:
+        _known(env)
+    wanted = [env] if env else list(ENVIRONMENTS)
+    for environment in wanted:
+        deployments.start(settings, environment)
+    found = [d for environment in wanted for d in deployments.settled(settings, environment)]
+
+    def show(screen: Console) -> None:
+        for d in found:
+            screen.print(f"{d.project} in {d.env}: {d.state}  {d.url}  {d.reason}".rstrip())
+        if not found:
+            screen.print("nothing is deployed")
+
+    output.emit(as_json, {"deployments": [d.as_dict() for d in found]}, show)
+    if failed := [d for d in found if d.state != "running"]:
+        raise FtaasError(
+            f"{len(failed)} of {len(found)} do not answer",
+            ", ".join(f"{d.project}/{d.env}" for d in failed),
+            failed[0].reason,
+            "see `ftaas deployment list`",
+        )
 
 
 @app.command()
@@ -201,6 +237,14 @@ def _deploy(line: Line, environment: str, release: str) -> Deployment:
     from resources.tracking import Tracking
 
     return deploy(line, environment, line.store.get(release), Tracking())
+
+
+def _ruled(found: Deployment) -> str:
+    """What the rules of `serving.rollout` say now, in a line."""
+    said = found.rollout
+    if why := said.get("refused"):
+        return f"{said['action']} refused: {why}"
+    return str(said.get("did") or said.get("reason", ""))
 
 
 def _known(environment: str) -> None:

@@ -51,7 +51,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "store": ("store:app", "Where artifacts live: verify, gc."),
     "deployment": (
         "deployment:app",
-        "Running releases: list, up, promote, try, end-trial, rollback, unpin, stop.",
+        "Running releases: list, up, promote, try, compare, end-trial, rollback, unpin, stop.",
     ),
 }
 

@@ -16,7 +16,9 @@ from ftaas_pipelines.projects.dataset import Dataset
 from ftaas_pipelines.projects.guard import GuardRules
 from ftaas_pipelines.projects.licences import Licences
 from ftaas_pipelines.projects.recipe import Recipe
+from ftaas_pipelines.projects.rollout import Rollout
 from ftaas_pipelines.projects.section import Section
+from ftaas_pipelines.projects.upstream import Upstream
 
 Task = Literal["qa", "chat", "functions", "agents", "classification", "correction", "extraction"]
 Tier = Literal["low", "medium", "high"]
@@ -117,12 +119,20 @@ class Evaluation(Section):
 class Serving(Section):
     environments: list[Environment] = Field(default=["staging", "production"], min_length=1)
     max_new_tokens: int = Field(default=128, ge=1, le=4096)
-    smoke_questions: int = Field(default=8, ge=1, le=64, description="test prompts asked after a deployment")
+    smoke_questions: int = Field(
+        default=8, ge=1, le=64, description="test prompts a release must answer as evaluated"
+    )
+    upstream: Upstream | None = Field(
+        default=None, description="a server (vLLM, say) that answers in place of our engine"
+    )
     guard: GuardRules = Field(
         default=GuardRules(), description="what may not pass; stricter than the policy's, never looser"
     )
     answers: AnswerPolicy = Field(
         default=AnswerPolicy(), description="what is kept of answers, and its price"
+    )
+    rollout: Rollout = Field(
+        default=Rollout(), description="what ends or promotes a trial, and rolls back, by rule"
     )
 
     @field_validator("environments")

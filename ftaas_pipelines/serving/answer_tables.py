@@ -40,6 +40,7 @@ SCHEMAS: dict[Kind, Any] = {
             "first_token_ms": pa.float64(),
             "guard": pa.list_(pa.struct({**_SEEN, "where": pa.string()})),
             "shadow_of": pa.string(),
+            "unit": pa.string(),
             "prompt": pa.string(),
             "answer": pa.string(),
             "erased_at": pa.float64(),

@@ -5,13 +5,15 @@ Light: assets and the CLI import it. The supervisor does the work; this writes w
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
-from ftaas_pipelines.serving import answers, supervisor_process
-from ftaas_pipelines.serving.access import keys, tokens
+from ftaas_pipelines.projects.upstream import Upstream
+from ftaas_pipelines.serving import answers, smoke, supervisor_process, tls
 from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Terms, Trial, Wanted
+from ftaas_pipelines.serving.smoke import Question
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from ftaas_pipelines.store import Artifact, Store, short
 
@@ -20,7 +22,10 @@ _POLL_S = 0.1
 
 @dataclass(frozen=True)
 class Deployment:
-    """A release answering in an environment. `state` is running, starting, failed or stopped."""
+    """A release answering in an environment. `state` is running, starting, failed or stopped.
+
+    `rollout`: what the project's rules say now; empty where it has none.
+    """
 
     project: str
     env: str
@@ -29,15 +34,22 @@ class Deployment:
     state: str
     pinned: bool
     reason: str = ""
+    rollout: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def as_dict(self) -> dict[str, Any]:
         """As `ftaas deployment list --json` prints it."""
-        names = ("project", "env", "url", "release", "state", "pinned")
+        names = ("project", "env", "url", "release", "state", "pinned", "rollout")
         return {name: getattr(self, name) for name in names}
 
 
 def release_to_serve(
-    settings: Settings, project: str, release: str, bento: Artifact, base_path: str, max_new_tokens: int
+    settings: Settings,
+    project: str,
+    release: str,
+    bento: Artifact,
+    base_path: str,
+    max_new_tokens: int,
+    upstream: Upstream | None = None,
 ) -> ReleaseToServe:
     """What an engine needs to know of a release, read off its Bento.
 
@@ -61,6 +73,7 @@ def release_to_serve(
         runtime=content["runtime"],
         family=content["family"],
         max_new_tokens=max_new_tokens,
+        upstream=upstream,
     )
 
 
@@ -70,15 +83,19 @@ def up(
     release: ReleaseToServe,
     wait_s: float = 240.0,
     terms: Terms | None = None,
+    judged: Wanted | None = None,
+    questions: Sequence[Question] = (),
 ) -> Deployment:
     """Serve a release: returns once it answers. What answered before does so until then.
 
     Args:
         terms: what its answers are held to; None: as before, or the defaults.
+        judged: what a rule looked at; where it stands no more, nothing is done.
+        questions: asked before it answers anybody.
 
     Raises:
         InputInvalid: the public port belongs to someone else.
-        Refused: the project is pinned to another release.
+        Refused: the project is pinned to another release, or was changed since it was judged.
         FtaasError: it did not become healthy; what was served before still is.
     """
     folder = Folder(settings.home, environment)
@@ -86,6 +103,7 @@ def up(
         supervisor_process.check_port(settings, environment)
     with folder.changing() as desired:
         before = desired.projects.get(release.project)
+        _unchanged(folder, release.project, before, judged)
         if before and before.pinned and before.release.release != release.release:
             raise Refused(
                 f"{release.project} is pinned to release {short(before.release.release)}",
@@ -93,15 +111,16 @@ def up(
                 short(release.release),
                 f"run `ftaas deployment unpin {release.project} --env {environment}` first",
             )
+        smoke.write(folder, release.release, questions, desired)
         answers = folder.state()["projects"].get(release.project, {}).get("state") == "running"
         held = terms or (before.terms if before else Terms())
         if before is None:
-            desired.projects[release.project] = Wanted(release=release, terms=held)
+            desired.projects[release.project] = Wanted(release=release, terms=held, since=time.time())
         elif before.release != release:
             same = before.release.release == release.release
             history = before.history if same else [*before.history, before.release][-HISTORY:]
             desired.projects[release.project] = Wanted(
-                release=release, pinned=before.pinned, history=history, terms=held
+                release=release, pinned=before.pinned, history=history, terms=held, since=time.time()
             )
         elif before.terms != held:
             before.terms = held
@@ -110,11 +129,18 @@ def up(
     return _settle(settings, folder, release, before, wait_s)
 
 
-def rollback(settings: Settings, environment: str, project: str, wait_s: float = 240.0) -> Deployment:
-    """Serve the release before this one, and pin it.
+def rollback(
+    settings: Settings,
+    environment: str,
+    project: str,
+    wait_s: float = 240.0,
+    judged: Wanted | None = None,
+) -> Deployment:
+    """Serve the release before this one, and pin it. `judged` as for `up`.
 
     Raises:
         InputInvalid: nothing was served before.
+        Refused: it was changed since it was judged.
         FtaasError: the earlier release does not become healthy; the present one still answers.
     """
     folder = Folder(settings.home, environment)
@@ -122,6 +148,7 @@ def rollback(settings: Settings, environment: str, project: str, wait_s: float =
         supervisor_process.check_port(settings, environment)
     with folder.changing() as desired:
         before = _known(folder, desired.projects, project)
+        _unchanged(folder, project, before, judged)
         if not before.history:
             raise InputInvalid(
                 "no earlier release was served here",
@@ -130,15 +157,25 @@ def rollback(settings: Settings, environment: str, project: str, wait_s: float =
             )
         back = before.history[-1]
         desired.projects[project] = Wanted(
-            release=back, pinned=True, history=before.history[:-1], terms=before.terms
+            release=back,
+            pinned=True,
+            history=before.history[:-1],
+            terms=before.terms,
+            since=time.time(),
         )
     return _settle(settings, folder, back, before, wait_s)
 
 
-def try_beside(settings: Settings, environment: str, trial: Trial, wait_s: float = 240.0) -> dict[str, Any]:
+def try_beside(
+    settings: Settings,
+    environment: str,
+    trial: Trial,
+    wait_s: float = 240.0,
+    questions: Sequence[Question] = (),
+) -> dict[str, Any]:
     """Try a release beside the one that serves; returns when it answers. One at a time.
 
-    A deployment, a rollback or `end_trial` ends it.
+    `questions` as for `up`. A deployment, a rollback or `end_trial` ends it.
 
     Raises:
         InputInvalid: the project is not deployed there.
@@ -152,7 +189,8 @@ def try_beside(settings: Settings, environment: str, trial: Trial, wait_s: float
             raise Refused(
                 "this release serves already", f"{environment}/{project}", short(trial.release.release)
             )
-        wanted.trial = trial
+        smoke.write(folder, trial.release.release, questions, desired)
+        wanted.trial = trial.model_copy(update={"since": time.time()})
     attempt, deadline = folder.desired().attempt, time.monotonic() + wait_s
     found: dict[str, Any] = {}
     while time.monotonic() < deadline:
@@ -173,11 +211,18 @@ def try_beside(settings: Settings, environment: str, trial: Trial, wait_s: float
     )
 
 
-def end_trial(settings: Settings, environment: str, project: str) -> Trial | None:
-    """Go on with the release that serves alone. Returns what was tried."""
+def end_trial(
+    settings: Settings, environment: str, project: str, judged: Wanted | None = None
+) -> Trial | None:
+    """Go on with the release that serves alone. Returns what was tried. `judged` as for `up`.
+
+    Raises:
+        Refused: it was changed since it was judged.
+    """
     folder = Folder(settings.home, environment)
     with folder.changing() as desired:
         wanted = _known(folder, desired.projects, project)
+        _unchanged(folder, project, wanted, judged)
         ended, wanted.trial = wanted.trial, None
     return ended
 
@@ -192,7 +237,10 @@ def pin(settings: Settings, environment: str, project: str, pinned: bool = True)
     """Keep a project at its release until unpinned."""
     folder = Folder(settings.home, environment)
     with folder.changing() as desired:
-        _known(folder, desired.projects, project).pinned = pinned
+        wanted = _known(folder, desired.projects, project)
+        if wanted.pinned and not pinned:
+            wanted.since = time.time()  # what was, was judged: rules see what comes
+        wanted.pinned = pinned
 
 
 def unpin(settings: Settings, environment: str, project: str) -> None:
@@ -236,6 +284,16 @@ def start(settings: Settings, environment: str) -> bool:
     return True
 
 
+def settled(settings: Settings, environment: str, wait_s: float = 240.0) -> list[Deployment]:
+    """What is deployed there, once each project runs or has failed, or when the time is over."""
+    deadline = time.monotonic() + wait_s
+    while True:
+        found = [d for d in deployments(settings) if d.env == environment]
+        if all(d.state in ("running", "failed") for d in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(_POLL_S)
+
+
 def halt(settings: Settings, environment: str) -> None:
     """End the environment's processes; what should be served stays written down for `start`."""
     supervisor_process.end(Folder(settings.home, environment))
@@ -258,7 +316,7 @@ def deployments(settings: Settings) -> list[Deployment]:
     found: list[Deployment] = []
     for environment in ENVIRONMENTS:
         folder = Folder(settings.home, environment)
-        state = folder.state()
+        state, ruled = folder.state(), folder.ruled()
         for project, entry in sorted(folder.desired().projects.items()):
             now = state["projects"].get(project, {"state": state["state"], "reason": ""})
             url = _url(settings, environment, state)
@@ -271,6 +329,7 @@ def deployments(settings: Settings) -> list[Deployment]:
                     now["state"],
                     entry.pinned,
                     now["reason"],
+                    ruled.get(project, {}) if entry.ruled else {},
                 )
             )
     return found
@@ -319,6 +378,8 @@ def ask(
     """
     import httpx
 
+    from ftaas_pipelines.serving.access import keys, tokens
+
     target = deployment(settings, environment, project)
     messages = [{"role": "system", "content": system}] if system else []
     asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
@@ -333,18 +394,25 @@ def ask(
     pepper = keys.pepper(settings.home, settings.access_pepper)
     token = tokens.operator_token(pepper, environment, settings.who)
     headers = {"authorization": f"Bearer {token}"}
+    # The port is on this machine's loopback, whatever name its certificate is for; that name is checked.
+    named = httpx.URL(target.url)
+    url = named.copy_with(host="127.0.0.1", path="/v1/chat/completions")
+    verify = tls.trusted(settings) if named.scheme == "https" else True
     try:
-        answer = httpx.post(
-            f"{target.url}/v1/chat/completions", json=body, headers=headers, timeout=600, trust_env=False
-        )
+        with httpx.Client(timeout=600, trust_env=False, verify=verify) as client:
+            answer = client.post(url, json=body, headers=headers, extensions={"sni_hostname": named.host})
         content = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+    except httpx.ConnectError as error:
+        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
+            raise _silent(target, error) from None
         raise FtaasError(
-            f"does not answer ({type(error).__name__})",
+            "its certificate is not trusted here",
             target.url,
-            target.reason or target.state,
-            f"run `ftaas deployment up {project} --env {environment}`",
+            str(error).partition("failed: ")[2],
+            "set FTAAS_TLS_CA to the PEM file of who vouches for it",
         ) from None
+    except (httpx.HTTPError, ValueError) as error:
+        raise _silent(target, error) from None
     if answer.status_code != 200:
         raise FtaasError(content["error"]["message"], target.url, str(answer.status_code), "see its log")
     choice = content["choices"][0]
@@ -416,8 +484,23 @@ def _wait(folder: Folder, release: ReleaseToServe, attempt: int, wait_s: float) 
     )
 
 
+def _silent(target: Deployment, error: Exception) -> FtaasError:
+    return FtaasError(
+        f"does not answer ({type(error).__name__})",
+        target.url,
+        target.reason or target.state,
+        f"run `ftaas deployment up {target.project} --env {target.env}`",
+    )
+
+
+def _unchanged(folder: Folder, project: str, now: Wanted | None, judged: Wanted | None) -> None:
+    """That nobody changed what a rule has judged: a person's word comes first."""
+    if judged is not None and now != judged:
+        raise Refused("was changed since it was judged", f"{folder.environment}/{project}")
+
+
 def _url(settings: Settings, environment: str, state: dict[str, Any]) -> str:
-    return f"http://127.0.0.1:{state.get('port', settings.port(environment))}"
+    return state.get("url") or tls.url(settings, environment)
 
 
 def _known(folder: Folder, projects: dict[str, Wanted], project: str) -> Wanted:

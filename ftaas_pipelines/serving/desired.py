@@ -2,6 +2,7 @@
 
 deployments/<environment>/desired.json     what should be served; written here, under `changing()`
 deployments/<environment>/state.json       what is; written by the supervisor alone
+deployments/<environment>/rollout.json     what the rules say; written by the watch beside the supervisor
 deployments/<environment>/supervisor.lock  held by the supervisor while it lives
 deployments/<environment>/engines/         the state file of each engine
 deployments/<environment>/answers/         the inference log
@@ -9,8 +10,10 @@ deployments/<environment>/answers/         the inference log
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
+import secrets
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ftaas_pipelines.projects.answers import AnswerPolicy
 from ftaas_pipelines.projects.guard import GuardRules
+from ftaas_pipelines.projects.rollout import Rollout
+from ftaas_pipelines.projects.upstream import Upstream
 from ftaas_pipelines.serving.runtime import ServedRelease
 
 HISTORY = 20
@@ -44,10 +49,13 @@ class ReleaseToServe(BaseModel):
     runtime: str
     family: str
     max_new_tokens: int
+    upstream: Upstream | None = None
 
     @property
     def key(self) -> str:
-        """Releases with the same key share one engine process."""
+        """Releases with the same key share one engine."""
+        if self.upstream:
+            return "upstream-" + hashlib.sha256(self.upstream.model_dump_json().encode()).hexdigest()[:12]
         return f"{self.base[:12]}-{self.runtime[:12]}"
 
     def served(self) -> ServedRelease:
@@ -60,6 +68,7 @@ class Terms(BaseModel):
 
     guard: GuardRules = GuardRules()
     answers: AnswerPolicy = AnswerPolicy()
+    rollout: Rollout = Rollout()
 
 
 class Trial(BaseModel):
@@ -67,6 +76,11 @@ class Trial(BaseModel):
 
     `canary`: answers `percent` of the requests. `ab`: answers `percent` of the callers, always the same ones.
     `shadow`: answers `percent` of the requests again, for nobody but the log.
+
+    Attributes:
+        since: UTC s when it was asked for.
+        rollout: when it ends or is promoted by rule; as the project said when it began.
+        salt: what the pseudonyms of an A/B test's callers are made with; gone with the trial.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -74,21 +88,33 @@ class Trial(BaseModel):
     release: ReleaseToServe
     kind: Literal["canary", "ab", "shadow"]
     percent: float = Field(gt=0, le=100)
+    since: float = 0.0
+    rollout: Rollout = Rollout()
+    salt: str = Field(default_factory=lambda: secrets.token_hex(16))
 
 
 class Wanted(BaseModel):
-    """One project's place in an environment. `history` holds what was served before, newest last."""
+    """One project's place in an environment. `history` holds what was served before, newest last.
+
+    `since`: UTC s of the last switch or `unpin`; rules judge what came after it.
+    """
 
     release: ReleaseToServe
     pinned: bool = False
     history: list[ReleaseToServe] = []
     terms: Terms = Terms()
     trial: Trial | None = None
+    since: float = 0.0
 
     @property
     def releases(self) -> list[ReleaseToServe]:
         """All that must be loaded for it."""
         return [self.release, *([self.trial.release] if self.trial else [])]
+
+    @property
+    def ruled(self) -> bool:
+        """Whether `serving.rollout` says something of it."""
+        return self.terms.rollout.on or bool(self.trial and self.trial.rollout.on)
 
 
 class Desired(BaseModel):
@@ -149,11 +175,22 @@ class Folder:
         file = self.path / "state.json"
         return json.loads(file.read_text("utf-8")) if file.exists() else {"state": "starting", "projects": {}}
 
+    def ruled(self) -> dict[str, dict[str, Any]]:
+        """What the rules of each project said last; written by the watch (`rollout/watch.py`)."""
+        file = self.path / "rollout.json"
+        if self.supervisor() is None or not file.exists():
+            return {}
+        return json.loads(file.read_text("utf-8"))["projects"]
+
     def write(self, name: str, value: Any) -> None:
         target = self.path / name
-        temporary = target.with_name(f".{name}.{uuid.uuid4().hex}")
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        temporary.replace(target)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        try:
+            temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            temporary.replace(target)
+        except OSError:  # the disk is full: nothing of it stays
+            temporary.unlink(missing_ok=True)
+            raise
 
     def hold(self) -> int | None:
         """Become the environment's one supervisor: the lock's descriptor, or None if there is one."""

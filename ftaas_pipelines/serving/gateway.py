@@ -8,38 +8,25 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.routing import APIRoute
 from prometheus_client.parser import text_string_to_metric_families
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
 
-from ftaas_pipelines.serving import feedback, request
+from ftaas_pipelines.serving import description, feedback, request
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, error
 from ftaas_pipelines.serving.request import Endpoint
+from ftaas_pipelines.serving.standing import Standing
+from ftaas_pipelines.serving.straight import Straight, described
 from ftaas_pipelines.serving.supervision import Supervisor
 from ftaas_pipelines.serving.upstream import FAILURES
-
-# Pure hints for people and fuzzers: the bodies are read, bounded, in `request.read`.
-_ANSWERS: dict[int | str, dict[str, Any]] = {
-    status: {"description": said}
-    for status, said in {
-        400: "the request is wrong, or a guard refused it",
-        401: "no valid key or token",
-        403: "the key may not do this",
-        404: "no such model",
-        408: "the body came too slowly",
-        413: "the body is too large",
-        429: "too many requests or tokens",
-        502: "the engine failed",
-        503: "nothing can answer now",
-    }.items()
-}
 
 
 def application(endpoint: Endpoint, supervisor: Supervisor) -> FastAPI:
     """The ASGI application of the gateway."""
-    app = FastAPI(title="ftaas", version="1", docs_url=None, redoc_url=None)
+    app = description.Described(title="ftaas", version="1", docs_url=None, redoc_url=None)
     _errors(app)
     _api(app, endpoint, supervisor)
     _pages(app)
@@ -48,20 +35,24 @@ def application(endpoint: Endpoint, supervisor: Supervisor) -> FastAPI:
 
 
 def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
-    @app.post("/v1/chat/completions", responses=_ANSWERS, openapi_extra=_body(ChatRequest))
+    app.router.route_class = Straight
+
+    @app.post("/v1/chat/completions", responses=description.CHAT, openapi_extra=described(ChatRequest))
     async def chat_completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Answer a conversation."""
         return await request.answer(endpoint, http, "chat")
 
-    @app.post("/v1/completions", responses=_ANSWERS, openapi_extra=_body(CompletionRequest))
+    @app.post("/v1/completions", responses=description.TEXT, openapi_extra=described(CompletionRequest))
     async def completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """Answer a text; the model reads it as one user message."""
         return await request.answer(endpoint, http, "completion")
 
-    @app.post("/v1/feedback", responses=_ANSWERS, openapi_extra=_body(feedback.Given))
+    @app.post("/v1/feedback", responses=description.FEEDBACK, openapi_extra=described(feedback.Given))
     async def give_feedback(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
         """A thumb, a correction or a comment on an answer, by its id."""
         return await feedback.take(endpoint, http)
+
+    app.router.route_class = APIRoute
 
     @app.post("/v1/embeddings", include_in_schema=False)
     async def embeddings() -> None:  # pyright: ignore[reportUnusedFunction]
@@ -69,16 +60,17 @@ def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
             400, "No model here makes embeddings: these are answers of fine-tuned models", "not_supported"
         )
 
-    @app.get("/v1/models", responses=_ANSWERS)
+    @app.get("/v1/models", responses=description.MODELS)
     async def models(http: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """The projects that answer here, and whose the caller may ask."""
         caller = endpoint.access.authenticate(http.headers.get("authorization"))
         cards = [_card(supervisor, p) for p in endpoint.routes.projects if caller.may("models", p)]
         return {"object": "list", "data": [card for card in cards if card]}
 
-    @app.get("/v1/models/{model}", responses=_ANSWERS)
-    async def model(model: str, http: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
+    @app.get("/v1/models/{model}", responses=description.MODEL, openapi_extra=description.NAMED)
+    async def model(http: Request) -> dict[str, Any]:  # pyright: ignore[reportUnusedFunction]
         """One of them."""
+        model: str = http.path_params["model"]
         caller = endpoint.access.authenticate(http.headers.get("authorization"))
         caller.require("models", model)
         endpoint.routes.require_known(model)
@@ -86,27 +78,6 @@ def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
         card = _card(supervisor, model)
         assert card is not None
         return card
-
-
-def _body(model: Any) -> dict[str, Any]:
-    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}_{{model}}")
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": _inline(schema)}}}}
-
-
-def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """A schema with its definitions written where they are used: none of these is recursive."""
-    known: dict[str, Any] = schema.pop("$defs", {})
-
-    def filled(part: Any) -> Any:
-        if isinstance(part, list):
-            return [filled(p) for p in part]  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(part, dict):
-            return part
-        if "$ref" in part:
-            return filled(known[part["$ref"].rpartition("_")[2]])
-        return {k: filled(v) for k, v in part.items() if k != "discriminator"}
-
-    return filled(schema)
 
 
 def _card(supervisor: Supervisor, project: str) -> dict[str, Any] | None:
@@ -171,6 +142,8 @@ def _pages(app: FastAPI) -> None:
 
 
 def _probes(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
+    endpoint.meter.registry.register(Standing(supervisor, endpoint.log, endpoint.traces))
+
     @app.get("/livez", include_in_schema=False)
     async def livez() -> Response:  # pyright: ignore[reportUnusedFunction]
         return PlainTextResponse("\n")
@@ -182,12 +155,11 @@ def _probes(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
 
     @app.get("/metrics", include_in_schema=False)
     async def metrics() -> Response:  # pyright: ignore[reportUnusedFunction]
-        endpoint.meter.unlogged.set(endpoint.log.dropped)
         return PlainTextResponse(endpoint.meter.page() + _joined(await _engine_pages(endpoint, supervisor)))
 
 
 async def _engine_pages(endpoint: Endpoint, supervisor: Supervisor) -> list[str]:
-    """The metrics of every engine; one that just went away is left out."""
+    """The metrics of every engine of ours; one that just went away is left out."""
 
     async def page(url: str, headers: dict[str, str]) -> str:
         with contextlib.suppress(*FAILURES):
@@ -195,7 +167,7 @@ async def _engine_pages(endpoint: Endpoint, supervisor: Supervisor) -> list[str]
                 return await answer.text()
         return ""
 
-    return list(await asyncio.gather(*(page(e.url, e.headers) for e in supervisor.engines())))
+    return list(await asyncio.gather(*(page(e.url, e.headers) for e in supervisor.engines() if e.ours)))
 
 
 def _joined(pages: list[str]) -> str:

@@ -47,6 +47,7 @@ class Answered:
         status: of HTTP; `error` is the refusal's code, or "".
         guard: {rule, kind, action, count, where} each; never a value.
         shadow_of: the id of the answer that was given, where this one was only made for comparison.
+        unit: in an A/B test, a pseudonym of whose requests stay with one variant; another in every test.
         prompt: JSON of the messages; like `answer` only where the policy keeps texts, and redacted.
     """
 
@@ -71,6 +72,7 @@ class Answered:
     first_token_ms: float
     guard: list[dict[str, Any]]
     shadow_of: str = ""
+    unit: str = ""
     prompt: str | None = None
     answer: str | None = None
 

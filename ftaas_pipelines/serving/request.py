@@ -7,32 +7,39 @@ recorded. `docs/serving.md` follows one request through this page.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 import orjson
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ftaas_pipelines.serving import upstream
+from ftaas_pipelines.serving import guarded, logs, upstream
 from ftaas_pipelines.serving.access import Access
 from ftaas_pipelines.serving.access.caller import Caller
 from ftaas_pipelines.serving.access.limits import Admission, Limits
 from ftaas_pipelines.serving.desired import Terms
 from ftaas_pipelines.serving.guard import Guard, InputRefused, Noticed, OutputRefused
+from ftaas_pipelines.serving.guarded import GuardedChoice
 from ftaas_pipelines.serving.inference_log import Answered, InferenceLog
 from ftaas_pipelines.serving.meter import Meter
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, invalid
 from ftaas_pipelines.serving.routing import Routes, Target
+from ftaas_pipelines.serving.traces import Trace, Traces, step
 from ftaas_pipelines.serving.upstream import Reply
 
 MOST_BYTES = 4 << 20  # a body: long prompts and some images
+# In a body's JSON, by its commas and brackets, in texts too. Reading a million of them takes ten seconds, in
+# which nobody else is heard; a prompt that the platform's guard lets pass has room.
+MOST_VALUES = 32_000
+MOST_MESSAGES = 2048
 MOST_SHADOWS = 8  # at once; more are left out rather than take the place of what somebody waits for
 READ_WITHIN_S = 20.0  # a body that comes more slowly is not waited for
 _log = logging.getLogger("ftaas.request")
@@ -53,6 +60,7 @@ class Endpoint:
     log: InferenceLog
     guards: Callable[[str], Guard]
     terms: Callable[[str], Terms]
+    traces: Traces | None = None
     shadows: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
 
 
@@ -86,6 +94,7 @@ class Passage:
     total_s: float = 0.0
     cost_usd: float = 0.0
     shadow_of: str = ""
+    trace: Trace | None = None
 
     def __post_init__(self) -> None:
         self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + uuid.uuid4().hex
@@ -108,12 +117,14 @@ class Passage:
         return self.target.variant if self.target else ""
 
     def refused(self, why: RequestRefused) -> None:
-        self.status, self.code = why.status, why.code or "refused"
+        self.status, self.code = why.status, logs.code_of(why)
 
 
 async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> Response:
     """Answer one request, whole or as a stream."""
     passage = Passage(http, kind)
+    if endpoint.traces:
+        passage.trace = endpoint.traces.begin(passage)
     endpoint.meter.in_flight.inc()
     try:
         authenticate(endpoint, passage)
@@ -121,13 +132,15 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
         await admit(endpoint, passage)
         check_input(endpoint, passage)
         route(endpoint, passage)
-        reply = await generate(endpoint, passage)
-        assert passage.asked is not None
+        async with _while_there(passage.http):
+            reply = await generate(endpoint, passage)
+            assert passage.asked is not None
+            whole = {} if passage.asked.stream else await _whole(passage, reply)
         if passage.asked.stream:
             return StreamingResponse(
                 _stream(endpoint, passage, reply), 200, _headers(passage), "text/event-stream"
             )
-        body = check_output(passage, await _whole(passage, reply))
+        body = check_output(passage, whole)
         response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
     except RequestRefused as why:
         passage.refused(why)
@@ -145,6 +158,7 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
     return response
 
 
+@step
 def authenticate(endpoint: Endpoint, passage: Passage) -> None:
     """Who asks: by API key, by token, or (locally, where that is allowed) nobody in particular.
 
@@ -154,6 +168,7 @@ def authenticate(endpoint: Endpoint, passage: Passage) -> None:
     passage.caller = endpoint.access.authenticate(passage.http.headers.get("authorization"))
 
 
+@step
 async def read(passage: Passage) -> None:
     """The body: of bounded size, in bounded time, in OpenAI's shape.
 
@@ -170,23 +185,35 @@ async def read(passage: Passage) -> None:
         passage.asked = _SHAPES[passage.kind].model_validate_json(orjson.dumps(passage.body))
     except ValidationError as error:
         raise invalid(error.errors(include_url=False)) from None
+    except TypeError as error:  # orjson reads more levels than it writes
+        raise RequestRefused(400, f"The body is nested too deeply: {error}", "invalid_json") from None
 
 
 async def body_of(http: Request) -> bytes:
-    """The bytes of a body: not too many, not too slow.
+    """The bytes of a body: not too many, not too slow, and no more values in it than can be read in passing.
 
     Raises:
-        RequestRefused: 408 or 413.
+        RequestRefused: 400, 408 or 413; 499, the caller left in the middle.
     """
     try:
         async with asyncio.timeout(READ_WITHIN_S):
-            return await _bytes(http)
+            raw = await _bytes(http)
     except TimeoutError:
-        raise RequestRefused(408, "The body came too slowly", "request_timeout") from None
+        raise RequestRefused(
+            408, "The body came too slowly", "request_timeout", None, {"connection": "close"}
+        ) from None
+    except ClientDisconnect:
+        raise RequestRefused(499, "The caller left", "caller_left") from None
+    if sum(map(raw.count, b",[{")) > MOST_VALUES:
+        raise RequestRefused(400, f"The body has more than {MOST_VALUES} values in it", "too_many_values")
+    return raw
 
 
 async def _bytes(http: Request) -> bytes:
-    too_large = RequestRefused(413, f"The body is larger than {MOST_BYTES >> 20} MiB", "request_too_large")
+    too_large = RequestRefused(
+        413, f"The body is larger than {MOST_BYTES >> 20} MiB", "request_too_large", None,
+        {"connection": "close"},
+    )  # fmt: skip
     if int(http.headers.get("content-length") or 0) > MOST_BYTES:
         raise too_large
     pieces: list[bytes] = []
@@ -199,6 +226,7 @@ async def _bytes(http: Request) -> bytes:
     return b"".join(pieces)
 
 
+@step
 async def admit(endpoint: Endpoint, passage: Passage) -> None:
     """Whether this caller may ask this project, and has not asked too much.
 
@@ -211,11 +239,14 @@ async def admit(endpoint: Endpoint, passage: Passage) -> None:
     endpoint.routes.require_known(asked.model)
     most = endpoint.routes.max_new_tokens(asked.model)
     wanted = min(asked.max_completion_tokens or asked.max_tokens or most, most)
-    passage.messages = asked.prompt() if isinstance(asked, ChatRequest) else asked.messages_of()
+    passage.messages = guarded.texts_of(asked)
+    if len(passage.messages) > MOST_MESSAGES:
+        raise RequestRefused(400, f"More than {MOST_MESSAGES} messages", "invalid_value", "messages")
     characters = sum(len(m["content"]) for m in passage.messages)
     passage.admission = await endpoint.limits.admit(caller, characters // 4 + wanted * asked.n)
 
 
+@step
 def check_input(endpoint: Endpoint, passage: Passage) -> None:
     """What the project's guard says of the prompt: refuse it, or redact it and go on.
 
@@ -230,6 +261,7 @@ def check_input(endpoint: Endpoint, passage: Passage) -> None:
         raise
 
 
+@step
 def route(endpoint: Endpoint, passage: Passage) -> None:
     """Which release answers, and where it lies.
 
@@ -240,6 +272,7 @@ def route(endpoint: Endpoint, passage: Passage) -> None:
     passage.target = endpoint.routes.choose(passage.project, passage.asked.user or passage.caller.id)
 
 
+@step
 async def generate(endpoint: Endpoint, passage: Passage) -> Reply:
     """Ask the engine. Returns once it begins to answer.
 
@@ -253,20 +286,20 @@ async def generate(endpoint: Endpoint, passage: Passage) -> Reply:
         endpoint.shadows.add(task)
         task.add_done_callback(endpoint.shadows.discard)
     begun = time.monotonic()
-    reply = await _unless_gone(passage.http, _asked(endpoint, passage, target))
+    reply = await _asked(endpoint, passage, target)
     passage.engine_s = time.monotonic() - begun
     return reply
 
 
 def _asked(endpoint: Endpoint, passage: Passage, target: Target) -> Coroutine[Any, Any, Reply]:
     """The request as the engine gets it, sent."""
-    body = {**passage.body, "model": target.release.release}
+    body = target.engine.asked(target.release, passage.body)
     if any(n.action == "redact" for n in passage.noticed):
-        body |= _redacted(passage)
+        body |= guarded.put_back(passage.kind, passage.body, passage.messages)
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # counted also where the caller does not ask
-    url, done = target.url + _PATHS[passage.kind], target.begun()
-    return upstream.ask(endpoint.session, url, body, target.headers, target.breaker, done)
+    headers = passage.trace.headers if passage.trace else {}
+    return upstream.ask(endpoint.session, target.engine, _PATHS[passage.kind], body, headers, target.begun())
 
 
 async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
@@ -277,6 +310,7 @@ async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
     other.body = {k: v for k, v in passage.body.items() if k not in ("stream", "stream_options")}
     other.guard, other.messages = passage.guard, passage.messages
     other.noticed = list(passage.noticed)
+    other.trace = passage.trace and passage.trace.beside("shadow")
     endpoint.meter.in_flight.inc()
     try:
         reply = await _asked(endpoint, other, target)
@@ -289,35 +323,16 @@ async def _shadow(endpoint: Endpoint, passage: Passage, target: Target) -> None:
     await end(endpoint, other)
 
 
-def _redacted(passage: Passage) -> dict[str, Any]:
-    if passage.kind == "completion":
-        return {"prompt": passage.messages[0]["content"]}
-    asked: list[dict[str, Any]] = passage.body["messages"]
-    return {
-        "messages": [
-            {**given, "content": _content(given["content"], checked["content"])}
-            for given, checked in zip(asked, passage.messages, strict=True)
-        ]
-    }
-
-
-def _content(given: Any, text: str) -> Any:
-    """A message's content with its text replaced; its images stay."""
-    if isinstance(given, str):
-        return text
-    images = [part for part in given if part.get("type") == "image_url"]
-    return [{"type": "text", "text": text}, *images]
-
-
 async def _whole(passage: Passage, reply: Reply) -> dict[str, Any]:
     begun = time.monotonic()
     try:
-        return await _unless_gone(passage.http, reply.whole())
+        return await reply.whole()
     finally:
         passage.engine_s += time.monotonic() - begun
         await reply.close()
 
 
+@step
 def check_output(passage: Passage, body: dict[str, Any]) -> dict[str, Any]:
     """What the guard says of a whole answer: let it go, redact it, or hold it back.
 
@@ -325,23 +340,17 @@ def check_output(passage: Passage, body: dict[str, Any]) -> dict[str, Any]:
     """
     assert passage.guard is not None
     for choice in body["choices"]:
-        holder, name = (choice["message"], "content") if passage.kind == "chat" else (choice, "text")
+        passage.noticed += guarded.check_choice(passage.guard, passage.kind, choice)
         passage.finish = choice["finish_reason"]
-        try:
-            holder[name], noticed = passage.guard.check_output(holder[name] or "")
-        except OutputRefused as why:
-            noticed = why.noticed
-            holder[name], choice["finish_reason"], choice["logprobs"] = "", "content_filter", None
-            choice.pop("token_ids", None)
-            passage.finish = "content_filter"
-        if any(n.action == "redact" for n in noticed):
-            choice["logprobs"] = None
-            choice.pop("token_ids", None)
-        passage.noticed += noticed
-        passage.answer += holder[name]
+        passage.answer += guarded.said(passage.kind, choice)
     _note(passage, body)
     body.pop("timing", None)
-    return {**body, "id": passage.id, "model": passage.project}
+    assert passage.target is not None
+    return {**passage.target.facts, **body, **_named(passage)}
+
+
+def _named(passage: Passage) -> dict[str, str]:
+    return {"id": passage.id, "model": passage.project}
 
 
 def _note(passage: Passage, body: dict[str, Any]) -> None:
@@ -350,25 +359,30 @@ def _note(passage: Passage, body: dict[str, Any]) -> None:
     passage.prompt_tokens = int(usage.get("prompt_tokens", 0))
     passage.completion_tokens = int(usage.get("completion_tokens", 0))
     passage.queue_ms = float(timing.get("queue_ms", 0.0))
-    passage.first_token_s = float(timing.get("first_token_ms", 0.0)) / 1000
-    passage.generate_ms = float(timing.get("total_ms", 0.0))
+    if timing:  # another server says nothing of it: then it is what is seen from here
+        passage.first_token_s = float(timing["first_token_ms"]) / 1000
+    passage.generate_ms = float(timing.get("total_ms", passage.engine_s * 1000))
 
 
 async def _stream(endpoint: Endpoint, passage: Passage, reply: Reply) -> AsyncIterator[bytes]:
     """A streamed answer as it may leave: what the guard would redact or refuse never does."""
-    assert passage.guard is not None and passage.asked is not None
-    guards = [passage.guard.stream() for _ in range(passage.asked.n)]
+    assert passage.guard is not None and passage.asked is not None and passage.target is not None
+    choices = [GuardedChoice(passage.guard, passage.kind) for _ in range(passage.asked.n)]
+    if passage.trace:
+        passage.trace.go_on("check_output")
     begun = time.monotonic()
     try:
-        async for chunk in reply.events():
-            chunk |= {"id": passage.id, "model": passage.project}
+        async for said in reply.events():
+            chunk: dict[str, Any] = {**passage.target.facts, **said, **_named(passage)}
             if not chunk["choices"]:
                 _note(passage, chunk)
                 chunk.pop("timing", None)
                 if not passage.asked.stream_options.include_usage:
                     continue
             for choice in chunk["choices"]:
-                _guarded(passage, guards[choice["index"]], choice)
+                passage.first_token_s = passage.first_token_s or time.monotonic() - passage.started
+                choices[choice["index"]].check(choice)
+                passage.finish = choice["finish_reason"] or passage.finish
             yield b"data: " + orjson.dumps(chunk) + b"\n\n"
         yield b"data: [DONE]\n\n"
     except OutputRefused as why:
@@ -383,28 +397,15 @@ async def _stream(endpoint: Endpoint, passage: Passage, reply: Reply) -> AsyncIt
         raise
     finally:
         passage.engine_s += time.monotonic() - begun
-        for guard in guards:
-            passage.noticed += guard.noticed
+        for checked in choices:
+            passage.noticed += checked.noticed
+            passage.answer += checked.text
         await asyncio.shield(_closed(endpoint, passage, reply))
 
 
 async def _closed(endpoint: Endpoint, passage: Passage, reply: Reply) -> None:
     await reply.close()
     await end(endpoint, passage)
-
-
-def _guarded(passage: Passage, guard: Any, choice: dict[str, Any]) -> None:
-    """Hold back of a chunk what cannot be judged yet, and let go what can."""
-    holder, name = (choice["delta"], "content") if passage.kind == "chat" else (choice, "text")
-    text = guard.feed(holder.get(name) or "")
-    if choice["finish_reason"]:
-        text += guard.end()
-        passage.finish = choice["finish_reason"]
-        if any(n.action == "redact" for n in guard.noticed):
-            choice["logprobs"] = None  # they would tell what was redacted
-    if text or name in holder:
-        holder[name] = text
-    passage.answer += text
 
 
 def _filtered(passage: Passage) -> dict[str, Any]:
@@ -432,6 +433,9 @@ async def end(endpoint: Endpoint, passage: Passage) -> None:
     passage.cost_usd = tokens / 1000 * terms.answers.usd_per_1k_tokens
     meter(endpoint, passage)
     record(endpoint, passage, terms)
+    logs.ended(passage)
+    if passage.trace:
+        passage.trace.ended(passage)
 
 
 def meter(endpoint: Endpoint, passage: Passage) -> None:
@@ -464,11 +468,11 @@ def record(endpoint: Endpoint, passage: Passage, terms: Terms) -> None:
         first_token_ms=passage.first_token_s * 1000,
         guard=[asdict(n) for n in passage.noticed],
         shadow_of=passage.shadow_of,
+        unit=target.unit if target else "",
         prompt=orjson.dumps(passage.messages).decode() if texts else None,
         answer=passage.answer if texts else None,
     )
     endpoint.log.put(row)
-    _log.info("%s %s %s %.0f ms", passage.id, passage.status, passage.code, passage.total_s * 1000)
 
 
 def _headers(passage: Passage) -> dict[str, str]:
@@ -480,18 +484,30 @@ def _headers(passage: Passage) -> dict[str, str]:
     return headers
 
 
-async def _unless_gone(http: Request, work: Any) -> Any:
-    """Await something for a caller; give it up when the caller hangs up."""
-    doing, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(http))
+@contextlib.asynccontextmanager
+async def _while_there(http: Request) -> AsyncGenerator[None]:
+    """Give up what is done inside when the caller hangs up.
+
+    Raises:
+        RequestRefused: 499, the caller left.
+    """
+    asking, watch = asyncio.current_task(), asyncio.ensure_future(_gone(http))
+    assert asking is not None
+    left: list[bool] = []
+
+    def give_up(_: "asyncio.Future[None]") -> None:
+        left.append(asking.cancel())
+
+    watch.add_done_callback(give_up)
     try:
-        await asyncio.wait({doing, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not doing.done():
-            raise RequestRefused(499, "The caller left", "caller_left")
-        return doing.result()
+        yield
+    except asyncio.CancelledError:
+        if not left or asking.uncancel() > 0:  # somebody else wants it to end
+            raise
+        raise RequestRefused(499, "The caller left", "caller_left") from None
     finally:
-        gone.cancel()
-        if not doing.done():
-            doing.cancel()
+        watch.remove_done_callback(give_up)
+        watch.cancel()
 
 
 async def _gone(http: Request) -> None:

@@ -1,15 +1,15 @@
 """Which release answers a request, and where it lies."""
 
 import hashlib
+import hmac
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ftaas_pipelines.serving.desired import Desired, ReleaseToServe, Trial
-from ftaas_pipelines.serving.engine_process import EngineProcess
+from ftaas_pipelines.serving.engines import AnsweringEngine
 from ftaas_pipelines.serving.openai_shapes import RequestRefused, unknown_model
-from ftaas_pipelines.serving.upstream import Breaker
 
 
 @dataclass(frozen=True)
@@ -19,24 +19,19 @@ class Target:
     Attributes:
         variant: "" for the one that serves; `canary`, `a`, `b` or `shadow` while another is tried.
         shadow: who answers the same again, for the log alone.
+        unit: pseudonym of whose requests stay with one variant; empty outside an A/B test.
     """
 
     release: ReleaseToServe
-    engine: EngineProcess
+    engine: AnsweringEngine
     variant: str = ""
     shadow: "Target | None" = None
+    unit: str = ""
 
     @property
-    def url(self) -> str:
-        return self.engine.url
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return self.engine.headers
-
-    @property
-    def breaker(self) -> Breaker:
-        return self.engine.breaker
+    def facts(self) -> dict[str, Any]:
+        """Who answers; our own engines say so themselves."""
+        return {"adapter_digest": self.release.adapter, "release": self.release.release}
 
     def begun(self) -> Callable[[], None]:
         """Count a request as in flight. Call the result when it is over."""
@@ -54,9 +49,9 @@ class Watched(Protocol):
 
     desired: Desired
 
-    def target(self, project: str) -> tuple[EngineProcess, ReleaseToServe] | None: ...
+    def target(self, project: str) -> tuple[AnsweringEngine, ReleaseToServe] | None: ...
 
-    def trial(self, project: str) -> tuple[EngineProcess, Trial] | None: ...
+    def trial(self, project: str) -> tuple[AnsweringEngine, Trial] | None: ...
 
     def status(self) -> dict[str, dict[str, str]]: ...
 
@@ -74,7 +69,7 @@ class Routes:
     def require_known(self, project: str) -> None:
         """Raises RequestRefused: 404, no such project is deployed here."""
         if project not in self._supervisor.desired.projects:
-            raise unknown_model(project, self.projects)
+            raise unknown_model(project[:100], self.projects)
 
     def max_new_tokens(self, project: str) -> int:
         return self._supervisor.desired.projects[project].release.max_new_tokens
@@ -101,8 +96,10 @@ class Routes:
         other, trial = tried
         share = trial.percent / 100
         if trial.kind == "ab":
-            mine = bucket(project, trial.release.release, key) < share
-            return Target(trial.release, other, "b") if mine else Target(release, engine, "a")
+            unit = pseudonym(trial, key)
+            if bucket(project, trial.release.release, key) < share:
+                return Target(trial.release, other, "b", unit=unit)
+            return Target(release, engine, "a", unit=unit)
         drawn = self._draw() < share
         if trial.kind == "canary":
             return Target(trial.release, other, "canary") if drawn else Target(release, engine)
@@ -114,6 +111,11 @@ def bucket(project: str, release: str, key: str) -> float:
     """Where a caller falls in a test, in [0, 1): the same for ever, and another in every test."""
     digest = hashlib.sha256(f"{project}\0{release}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8]) / 2**64
+
+
+def pseudonym(trial: Trial, key: str) -> str:
+    """A caller's name in the log of one A/B test. Its key goes with the trial: then nobody can tell whose."""
+    return hmac.new(trial.salt.encode(), key.encode(), hashlib.sha256).hexdigest()[:16]
 
 
 def not_ready(message: str) -> RequestRefused:

@@ -19,8 +19,9 @@ import uvicorn
 import uvloop
 
 from ftaas_pipelines import settings as all_settings
+from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
-from ftaas_pipelines.serving import gateway, upstream, verified
+from ftaas_pipelines.serving import connections, gateway, logs, tls, traces, upstream, verified
 from ftaas_pipelines.serving.access import Access
 from ftaas_pipelines.serving.access.limits import Limits
 from ftaas_pipelines.serving.desired import Folder, ReleaseToServe, Terms
@@ -28,6 +29,7 @@ from ftaas_pipelines.serving.guard import Guard
 from ftaas_pipelines.serving.inference_log import InferenceLog
 from ftaas_pipelines.serving.meter import Meter
 from ftaas_pipelines.serving.request import Endpoint
+from ftaas_pipelines.serving.rollout.watching import Watching
 from ftaas_pipelines.serving.routing import Routes
 from ftaas_pipelines.serving.supervision import Supervisor, say
 from ftaas_pipelines.settings import Settings
@@ -76,24 +78,35 @@ def _endpoint(
         InferenceLog(folder.answers, by_project=keep_days),
         guard,
         terms,
+        traces.opened(folder.environment),
     )
 
 
-async def _serve(settings: Settings, folder: Folder, listener: socket.socket) -> None:
+async def _serve(
+    settings: Settings, folder: Folder, listener: socket.socket, certificate: tls.Certificate | None
+) -> None:
     async with httpx.AsyncClient(trust_env=False) as client, upstream.session() as session:
-        supervisor = Supervisor(settings, folder, client, _verify(settings, folder))
+        url = tls.url(settings, folder.environment)
+        supervisor = Supervisor(settings, folder, client, _verify(settings, folder), url)
         endpoint = _endpoint(settings, folder, session, supervisor)
         endpoint.log.start()
         config = uvicorn.Config(
             gateway.application(endpoint, supervisor),
+            log_config=None,  # its lines go where ours go
             log_level="warning",
             timeout_graceful_shutdown=10,
             timeout_keep_alive=75,
             server_header=False,
-            h11_max_incomplete_event_size=64 << 10,
+            http=connections.bounded(connections.most_connections()),
+            ws="none",
+            proxy_headers=False,  # nothing here asks where a request came from
+            ssl_context_factory=(lambda *_: certificate.context) if certificate else None,
         )
         await _heard(endpoint)  # before the first request
-        refreshing = asyncio.create_task(_refresh(endpoint))
+        beside = [_refresh(endpoint), Watching(settings, supervisor).run()]
+        if certificate:
+            beside.append(certificate.watch())
+        watching = [asyncio.create_task(each) for each in beside]
         loop = asyncio.create_task(supervisor.run())
         server = uvicorn.Server(config)
         loop.add_done_callback(lambda _: setattr(server, "should_exit", True))
@@ -103,12 +116,14 @@ async def _serve(settings: Settings, folder: Folder, listener: socket.socket) ->
         try:
             await server.serve(sockets=[listener])
         finally:
-            loop.cancel()
-            refreshing.cancel()
-            ended, _ = await asyncio.gather(loop, refreshing, return_exceptions=True)
+            for task in (loop, *watching):
+                task.cancel()
+            ended, *_ = await asyncio.gather(loop, *watching, return_exceptions=True)
             await supervisor.close()
             await endpoint.limits.close()
             await asyncio.to_thread(endpoint.log.close)
+            if endpoint.traces:
+                await asyncio.to_thread(endpoint.traces.close)
         if not isinstance(ended, asyncio.CancelledError):
             raise ended if isinstance(ended, BaseException) else RuntimeError("the watch ended")
 
@@ -156,8 +171,14 @@ def main(argv: list[str] | None = None) -> int:
     held = folder.hold()
     if held is None:
         return 0
+    logs.start(folder.log)
     for left in folder.engines.glob("*.json"):  # by a supervisor that was killed
         left.unlink()
+    try:
+        certificate = tls.Certificate(settings, say) if tls.wanted(settings) else None
+    except InputInvalid as error:
+        say(str(error))
+        return error.exit_code
     try:
         listener = socket.create_server(("127.0.0.1", settings.port(options.environment)), backlog=512)
     except OSError as error:
@@ -168,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     say(f"supervisor {os.getpid()} on port {settings.port(options.environment)}")
     with listener:
-        uvloop.run(_serve(settings, folder, listener))
+        uvloop.run(_serve(settings, folder, listener, certificate))
     return 0
 
 

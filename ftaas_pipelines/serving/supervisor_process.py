@@ -8,6 +8,7 @@ import sys
 import time
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
+from ftaas_pipelines.serving import logs, tls
 from ftaas_pipelines.serving.desired import Folder
 from ftaas_pipelines.settings import Settings
 
@@ -64,8 +65,10 @@ def check_port(settings: Settings, environment: str) -> None:
     """Make sure that a new supervisor can have its port, before anything is written.
 
     Raises:
-        InputInvalid: it belongs to someone else.
+        InputInvalid: it belongs to someone else, or cannot speak TLS with the files of the settings.
     """
+    if tls.wanted(settings):
+        tls.check(settings)
     port = settings.port(environment)
     try:
         socket.create_server(("127.0.0.1", port)).close()
@@ -79,6 +82,7 @@ def check_port(settings: Settings, environment: str) -> None:
 
 
 def tail(folder: Folder) -> str:
-    """The last lines of its log, for an error."""
+    """The last lines of its log, for an error; requests are not meant."""
     lines = folder.log.read_text("utf-8", errors="replace").splitlines() if folder.log.exists() else []
-    return " / ".join(lines[-3:])
+    told = [line for line in lines if not logs.is_request(line)]
+    return " / ".join(logs.readable(line) for line in told[-3:])
