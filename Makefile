@@ -7,7 +7,7 @@ WORKERS ?= 2
 PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help setup label-studio demo dev test lint slow benchmarks clean
+.PHONY: help setup label-studio demo dev test lint slow everything benchmarks clean
 
 help:
 	@echo "make demo         raw rows to an answered question, on the embedded example"
@@ -15,6 +15,7 @@ help:
 	@echo "make label-studio Label Studio's own environment, 1 GB; make dev does it where it is missing"
 	@echo "make test         lint, types, import contracts, tests"
 	@echo "make slow         the tests that take minutes"
+	@echo "make everything   both, in one go, as CI does"
 	@echo "make benchmarks   the figures of docs/benchmarks.md and docs/performance.md"
 
 setup: $(READY)
@@ -47,6 +48,9 @@ test: lint
 
 slow: setup
 	$(BIN)/pytest -m slow $(PARALLEL)
+
+everything: lint
+	$(BIN)/pytest $(PARALLEL)
 
 benchmarks: setup
 	$(BIN)/python -m benchmarks.load

@@ -37,6 +37,21 @@ if "FTAAS_CI" in os.environ:  # the same examples each time: what CI says of a c
     hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
     hypothesis.settings.load_profile("same")
 
+# Minutes each: they begin first, so that no worker is left with one of them at the end.
+_LONGEST = ("test_real_data.py", "test_readme.py", "test_sweep.py", "test_online_methods.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, the longest before; within a file the order stays."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def turn(item: pytest.Item) -> tuple[bool, int]:
+        name = item.path.name
+        return item.path not in slow, _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=turn)
+
+
 ROOT = Path(__file__).parents[1]
 OWNER = "owen.owner@example.com"
 _LOOPBACK = ("127.", "::1", "localhost", "0.0.0.0")
