@@ -553,3 +553,17 @@ def test_looking_up_an_answer_loads_no_pandas(tmp_path: Path) -> None:
     """
     with child(code, tmp_path, answered(1).id) as run:
         assert run.communicate()[0] == "answer 1 False\n"
+
+
+def test_answers_past_their_days_go_where_no_endpoint_runs(home: Path) -> None:
+    folder = home / "deployments" / "staging" / "answers"
+    log = InferenceLog(folder)
+    log.start()
+    old, new = answered(1, at=time.time() - 91 * 86_400), answered(2)
+    assert log.put(old) and log.put(new)
+    log.close()
+    assert {row["id"] for row in answers.scan(folder)} == {old.id, new.id}
+    assert frame.main(["store", "gc", "--dry-run", "--json"]) == 0
+    assert {row["id"] for row in answers.scan(folder)} == {old.id, new.id}
+    assert frame.main(["store", "gc", "--json"]) == 0
+    assert {row["id"] for row in answers.scan(folder)} == {new.id}

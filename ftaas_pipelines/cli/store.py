@@ -36,6 +36,7 @@ def gc(
     """Remove drafts, finished work and artifacts that nobody needs.
 
     What the ledger, a deployment or a project's current state names stays, with all it was made of.
+    Answers in the inference logs go when their days are over, also where no endpoint runs.
     """
     from ftaas_pipelines.governance import retention
     from ftaas_pipelines.governance.ledger import open_ledger
@@ -45,6 +46,8 @@ def gc(
     found = retention.collect(
         Store(chosen.store_path), ledger, [chosen.home / "deployments"], keep_days, dry_run
     )
+    if not dry_run:
+        _forget_answers(chosen)
     gone = [{"kind": a.kind, "digest": a.digest} for a in found.artifacts]
     counts = {name: len(getattr(found, name)) for name in ("drafts", "work", "objects")}
     document = {"dry_run": dry_run, "artifacts": gone, **counts, "kept": found.kept, "bytes": found.bytes}
@@ -59,3 +62,16 @@ def gc(
         )
 
     emit(as_json, document, render)
+
+
+def _forget_answers(chosen: settings.Settings) -> None:
+    """Drop what is past its days in each environment's inference log; a running endpoint does so itself."""
+    from ftaas_pipelines.serving import answer_upkeep
+    from ftaas_pipelines.serving.desired import Folder
+
+    for environment in settings.ENVIRONMENTS:
+        folder = Folder(chosen.home, environment)
+        if folder.answers.exists():
+            projects = folder.desired().projects
+            days = {name: entry.terms.answers.keep_days for name, entry in projects.items()}
+            answer_upkeep.tidy(folder.answers, by_project=days)
