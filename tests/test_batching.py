@@ -13,7 +13,9 @@ from peft import LoraConfig, get_peft_model
 
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.inference import bases, lora
+from ftaas_pipelines.inference.batch import NEAR
 from ftaas_pipelines.inference.decoding import Model, Sampling
+from ftaas_pipelines.inference.forward import CausalSteps
 from ftaas_pipelines.inference.prefixes import Prefixes
 from ftaas_pipelines.inference.scheduler import Scheduler
 
@@ -110,6 +112,30 @@ def test_answers_do_not_depend_on_who_is_beside_them_or_when_they_join(made: tup
     together = [ticket.result.result(60).token_ids for ticket in tickets]
     assert together == alone
     assert max(t.beside for t in tickets) > 1 and all(t.first_token_s > 0 for t in tickets)
+
+
+def test_all_but_equally_likely_tokens_are_settled_as_if_alone(
+    made: tuple[Model, Scheduler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores a thousandth apart from each other, and noise in every batch: what other kernels may do."""
+    model, scheduler = made
+    plain = CausalSteps.logits
+
+    def flat(steps: CausalSteps) -> torch.Tensor:
+        scores = plain(steps) * 2e-4
+        if len(scores) > 1:
+            scores += torch.rand_like(scores) * NEAR / 2
+        return scores
+
+    monkeypatch.setattr(CausalSteps, "logits", flat)
+    asked = [(name, text) for text in QUESTIONS for name in ("r4", "r8")]
+    alone = [model.generate([prompt(t)], name, max_new_tokens=16)[0].token_ids for name, t in asked]
+    tickets = [scheduler.submit(prompt(t), name, max_new_tokens=16) for name, t in asked]
+    assert [ticket.result.result(120).token_ids for ticket in tickets] == alone
+    for name in ("r4", "r8"):
+        mine = [(t, tokens) for (n, t), tokens in zip(asked, alone, strict=True) if n == name]
+        together = model.generate([prompt(t) for t, _ in mine], name, max_new_tokens=16)
+        assert [g.token_ids for g in together] == [tokens for _, tokens in mine]
 
 
 def test_sampled_answers_depend_on_their_seed_alone(made: tuple[Model, Scheduler]) -> None:

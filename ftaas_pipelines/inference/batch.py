@@ -1,7 +1,7 @@
 """Rows being answered together: each a prompt on its way, with its own adapter and its own sampling.
 
 The loop is our own: as fast a step as transformers' `generate`, but rows join and leave between steps, and
-a row's tokens never depend on its neighbours.
+a greedy row's tokens never depend on its neighbours, not even where two are all but equally likely.
 """
 
 import time
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, cast
+from typing import Literal, Protocol, cast
 
 import torch  # noqa: TID253 imported by stage programs and the engine only
 from torch import Tensor  # noqa: TID253
@@ -19,6 +19,9 @@ from ftaas_pipelines.inference.forward import Network
 from ftaas_pipelines.inference.pictures import Shown
 from ftaas_pipelines.inference.prefixes import Prefix, Prefixes
 
+# Nats. In fp32 a row's scores move by some 1e-6 with who is beside it. Two tokens closer than this are
+# weighed again as if the row were alone, so that an answer is the same in every company.
+NEAR = 1e-4
 _UNFINISHED_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -99,6 +102,7 @@ class Row:
         on_text: called with each piece of text as it is certain (streaming), and how many tokens there are.
         first_at: when its first token came, `time.monotonic()`.
         reused: tokens of the prompt that had been read before.
+        mixed: whether it was ever computed together with others, so that last digits may differ.
     """
 
     network: Network
@@ -115,6 +119,7 @@ class Row:
     cancelled: bool = False
     first_at: float = 0.0
     reused: int = 0
+    mixed: bool = False
     _cut: int | None = None  # where a stop string begins in the text
     _told: int = 0  # characters given to on_text
 
@@ -123,17 +128,22 @@ class Row:
         return torch.Generator().manual_seed(self.sampling.seed)
 
     @property
-    def plain(self) -> bool:
-        """Whether its next token is simply the likeliest."""
-        return (
-            self.sampling.temperature <= 0 and self.constraint is None and self.sampling.top_logprobs is None
-        )
+    def greedy(self) -> bool:
+        """Whether its next token is the likeliest of all."""
+        return self.sampling.temperature <= 0 and self.constraint is None
 
-    def pick(self, logits: Tensor) -> int:
+    @property
+    def plain(self) -> bool:
+        """Whether its next token is simply the likeliest, and nothing else is asked of it."""
+        return self.greedy and self.sampling.top_logprobs is None
+
+    def pick(self, logits: Tensor, likeliest: int) -> int:
         """The next token from its `[vocab]` logits: the likeliest, or one draw from the nucleus `top_p`."""
         logits = logits.float().cpu()
         allowed = self.constraint.allow(logits) if self.constraint else logits
-        if self.sampling.temperature <= 0:
+        if self.greedy:
+            token = likeliest
+        elif self.sampling.temperature <= 0:
             token = int(allowed.argmax())
         else:
             chances, tokens = (allowed / self.sampling.temperature).softmax(-1).sort(descending=True)
@@ -233,7 +243,7 @@ class Batch:
             row.reused = len(prefix.tokens)
         with self._working([r.adapter for r in new]), torch.inference_mode():
             steps = forward.begin(self.network, [r.prompt for r in new], images, known)
-            going = _advance(steps, new, self._keep)
+            going = self._advance(steps, new, first=True)
             if going and self._steps is not None:
                 self._steps.join(steps)
             elif going:
@@ -253,30 +263,50 @@ class Batch:
         steps = self._steps
         assert steps is not None, "nobody has joined"
         with self._working([r.adapter for r in self.rows]), torch.inference_mode():
-            self.rows = _advance(steps, self.rows)
+            self.rows = self._advance(steps, self.rows)
         if not self.rows:
             self._steps = None
 
+    def _advance(self, steps: forward.Steps, rows: list[Row], first: bool = False) -> list[Row]:
+        """Pick the next token of each row. Returns those that go on.
 
-def _advance(
-    steps: forward.Steps, rows: list[Row], read: Callable[[forward.Steps, Sequence[Row]], None] | None = None
-) -> list[Row]:
-    """Pick the next token of each row. Returns those that go on.
+        Args:
+            first: the prompts have just been read.
+        """
+        logits = steps.logits()
+        if first:
+            self._keep(steps, rows)
+        for row in rows:
+            row.mixed |= len(rows) > 1 or row.reused > 0
+        picked = self._picked(logits, rows)
+        going = _close_ranks(
+            [row.take(token) and not row.cancelled for row, token in zip(rows, picked, strict=True)]
+        )
+        if going:
+            steps.advance([picked[i] for i in going], going)
+        return [rows[i] for i in going]
 
-    Args:
-        read: called when the model has seen what was there, before any row leaves.
-    """
-    logits = steps.logits()
-    if read:
-        read(steps, rows)
-    best: list[Any] = logits.argmax(-1).tolist()
-    picked = [b if r.plain else r.pick(logits[i]) for i, (r, b) in enumerate(zip(rows, best, strict=True))]
-    going = _close_ranks(
-        [row.take(token) and not row.cancelled for row, token in zip(rows, picked, strict=True)]
-    )
-    if going:
-        steps.advance([picked[i] for i in going], going)
-    return [rows[i] for i in going]
+    def _picked(self, logits: Tensor, rows: Sequence[Row]) -> list[int]:
+        values, tokens = logits.topk(2, -1)
+        best: list[int] = tokens[:, 0].tolist()
+        if logits.dtype == torch.float32:  # lower precision parts from itself long before its last digits
+            near: list[bool] = (values[:, 0] - values[:, 1] < NEAR).tolist()
+            for i, row in enumerate(rows):
+                if near[i] and row.greedy:
+                    best[i] = self._alone(row) if row.mixed else int(logits[i].argmax())
+        return [
+            b if r.plain else r.pick(logits[i], b) for i, (r, b) in enumerate(zip(rows, best, strict=True))
+        ]
+
+    def _alone(self, row: Row) -> int:
+        """The next token of a greedy row as if nobody had ever been beside it: all of it is read again."""
+        with self._working([row.adapter]):
+            steps = forward.begin(self.network, [row.prompt], row.images)
+            logits = steps.logits()
+            for token in row.tokens:
+                steps.advance([token], [0])
+                logits = steps.logits()
+        return int(logits[0].argmax())
 
 
 def _close_ranks(goes_on: list[bool]) -> list[int]:
