@@ -109,7 +109,9 @@ def test_alone_in_a_batch_or_streamed_the_label_is_the_same(labelled: tuple[Arti
     scheduler = Scheduler(model)
     heard: list[list[str]] = [[] for _ in rows]
     tickets = [
-        scheduler.submit(prompt, "parts", max_new_tokens=1, on_text=heard[i].append)
+        scheduler.submit(
+            prompt, "parts", max_new_tokens=1, on_text=lambda text, _, i=i: heard[i].append(text)
+        )
         for i, prompt in enumerate(asked(rows))
     ]
     assert [t.result.result(30) for t in tickets] == together
