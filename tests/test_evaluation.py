@@ -128,7 +128,11 @@ def test_sampling_is_seeded_stop_strings_cut_and_streams_add_up(loaded: Any) -> 
     def streamed(sampling: Sampling) -> tuple[Any, str]:
         pieces: list[str] = []
         ticket = scheduler.submit(
-            prompts[0], "lora", max_new_tokens=12, sampling=sampling, on_text=pieces.append
+            prompts[0],
+            "lora",
+            max_new_tokens=12,
+            sampling=sampling,
+            on_text=lambda text, _: pieces.append(text),
         )
         return ticket.result.result(), "".join(pieces)
 
