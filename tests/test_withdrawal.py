@@ -81,7 +81,7 @@ def serve(splits: str = "a" * 64, project: str = "codes") -> Artifact:
     sign(training(release, project))
     sign(approval(release, project))
     wanted = ReleaseToServe.model_validate(
-        dict.fromkeys(ReleaseToServe.model_fields, "x")
+        dict.fromkeys((n for n, f in ReleaseToServe.model_fields.items() if f.is_required()), "x")
         | {"project": project, "release": release.digest, "max_new_tokens": 8}
     )
     with Folder(now.settings.home, ENV).changing() as desired:
