@@ -29,7 +29,7 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 from serving_house import CAUSAL, House, free_port, random_adapter
 from starlette.requests import Request
 
-from ftaas_pipelines.serving import connections, request
+from ftaas_pipelines.serving import connections, incoming
 from ftaas_pipelines.serving.access import keys
 from ftaas_pipelines.serving.access.caller import ACTIONS, Allowance
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
@@ -555,7 +555,7 @@ def test_the_bound_on_connections_leaves_files_for_the_engines() -> None:
 
 
 def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(request, "READ_WITHIN_S", 0.1)
+    monkeypatch.setattr(incoming, "READ_WITHIN_S", 0.1)
 
     async def drop() -> dict[str, Any]:
         await asyncio.sleep(0.03)
@@ -563,5 +563,5 @@ def test_a_slow_body_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
     with pytest.raises(RequestRefused) as caught:
-        asyncio.run(request.body_of(Request(scope, drop)))
+        asyncio.run(incoming.body_of(Request(scope, drop)))
     assert caught.value.status == 408 and caught.value.headers == {"connection": "close"}

@@ -17,14 +17,15 @@ import openai
 import psutil
 import pytest
 from serving_house import CAUSAL, House, random_adapter
+from starlette.requests import Request
 
 from ftaas_pipelines.projects.answers import AnswerPolicy
 from ftaas_pipelines.projects.guard import GuardRules
-from ftaas_pipelines.serving import answers, deployments
+from ftaas_pipelines.serving import answers, deployments, request
 from ftaas_pipelines.serving.access import keys
 from ftaas_pipelines.serving.access.caller import Allowance
 from ftaas_pipelines.serving.desired import Terms
-from ftaas_pipelines.serving.request import MOST_BYTES
+from ftaas_pipelines.serving.incoming import MOST_BYTES
 
 PATH = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "What does fault E42 mean?"}]
@@ -211,6 +212,35 @@ def test_who_hangs_up_is_not_generated_for(house: House) -> None:
     eventually(quiet, within_s=10)
 
 
+def test_a_stream_whose_caller_left_before_it_began_is_ended_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else its place among the requests at once would be taken for ever."""
+    ended: list[tuple[int, str]] = []
+
+    async def end(_: Any, passage: request.Passage) -> None:
+        ended.append((passage.status, passage.code))
+
+    class Reply:
+        closed = 0
+
+        async def close(self) -> None:
+            self.closed += 1
+
+    async def left() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def nowhere(_: Any) -> None:
+        await asyncio.sleep(0)
+
+    monkeypatch.setattr(request, "end", end)
+    reply, scope = Reply(), {"type": "http", "asgi": {"spec_version": "2.3"}}
+    passage = request.Passage(Request(scope), "chat")
+    stream: Any = request._Streamed
+    asyncio.run(stream(None, passage, reply)(scope, left, nowhere))
+    assert ended == [(499, "caller_left")] and reply.closed == 1
+
+
 def test_key_limit_guard_log_and_trace_of_one_request(house: House) -> None:
     """Let in for its project until it has asked enough or is revoked; what it asked can be followed."""
     pepper = keys.pepper(house.settings.home)
@@ -247,7 +277,7 @@ def test_key_limit_guard_log_and_trace_of_one_request(house: House) -> None:
     refused(late, 429, "rate_limit_exceeded")
     assert 1 <= int(late.headers["retry-after"]) <= 60
 
-    found = deployments.response(house.settings, answer.json()["id"])
+    found = answers.response(house.settings.home, answer.json()["id"])
     assert found and (found["caller"], found["release"]) == (id, house.releases["alpha"][0].release)
     assert secret not in json.dumps(found) and "E42" in found["prompt"]
     assert [(n["rule"], n["action"]) for n in found["guard"]] == [("secrets", "redact")]

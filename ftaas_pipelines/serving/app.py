@@ -30,7 +30,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ftaas_pipelines.serving import runtime
+from ftaas_pipelines.serving import incoming, runtime
 from ftaas_pipelines.serving.answering import Answering
 from ftaas_pipelines.serving.engine import Engine
 from ftaas_pipelines.serving.openai_shapes import (
@@ -110,31 +110,6 @@ def _json(body: dict[str, Any]) -> Response:
     return Response(to_json(body, inf_nan_mode="null"), media_type="application/json")
 
 
-class _Gone(Exception):
-    """The caller hung up before the answer was there."""
-
-
-async def _unless_gone(http: HttpRequest, answering: Answering) -> dict[str, Any]:
-    """The whole answer; generating stops as soon as the caller hangs up."""
-    work = asyncio.ensure_future(answering.whole())
-    gone = asyncio.ensure_future(_gone(http))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        raise _Gone
-    finally:
-        gone.cancel()
-        if not work.done():
-            answering.cancel()
-            work.cancel()
-
-
-async def _gone(http: HttpRequest) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
-
-
 async def _answer(
     engine: Engine, meter: Meter, http: HttpRequest, shape: type[ChatRequest] | type[CompletionRequest]
 ) -> Response:
@@ -152,10 +127,8 @@ async def _answer(
         raise
     if request.stream:
         return StreamingResponse(answering.events(), media_type="text/event-stream")
-    try:
-        return _json(await _unless_gone(http, answering))
-    except _Gone:
-        return Response(status_code=499)  # nobody reads it
+    async with incoming.while_there(http):
+        return _json(await answering.whole())
 
 
 def application(engine: Engine) -> FastAPI:

@@ -1,7 +1,7 @@
 """Connections to the public port: how many, how long the head of a request may take, how large it may be.
 
 uvicorn bounds none of that for a connection that has not asked yet: it would keep a silent one, and read a
-head without end. What a request's body may be is in `request.body_of`.
+head without end. What a request's body may be is in `incoming.body_of`.
 """
 
 import asyncio

@@ -10,9 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ftaas_pipelines.serving import answers
+from ftaas_pipelines.serving.incoming import body_of
 from ftaas_pipelines.serving.inference_log import Feedback
 from ftaas_pipelines.serving.openai_shapes import RequestRefused, invalid
-from ftaas_pipelines.serving.request import Endpoint, body_of
+from ftaas_pipelines.serving.request import Endpoint
 
 
 class Given(BaseModel):

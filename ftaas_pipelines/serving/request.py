@@ -7,21 +7,20 @@ recorded. `docs/serving.md` follows one request through this page.
 """
 
 import asyncio
-import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import aiohttp
 import orjson
 from pydantic import ValidationError
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
-from ftaas_pipelines.serving import guarded, logs, upstream
+from ftaas_pipelines.serving import guarded, incoming, logs, upstream
 from ftaas_pipelines.serving.access import Access
 from ftaas_pipelines.serving.access.caller import Caller
 from ftaas_pipelines.serving.access.limits import Admission, Limits
@@ -35,13 +34,8 @@ from ftaas_pipelines.serving.routing import Routes, Target
 from ftaas_pipelines.serving.traces import Trace, Traces, step
 from ftaas_pipelines.serving.upstream import Reply
 
-MOST_BYTES = 4 << 20  # a body: long prompts and some images
-# In a body's JSON, by its commas and brackets, in texts too. Reading a million of them takes ten seconds, in
-# which nobody else is heard; a prompt that the platform's guard lets pass has room.
-MOST_VALUES = 32_000
 MOST_MESSAGES = 2048
 MOST_SHADOWS = 8  # at once; more are left out rather than take the place of what somebody waits for
-READ_WITHIN_S = 20.0  # a body that comes more slowly is not waited for
 _log = logging.getLogger("ftaas.request")
 _SHAPES = {"chat": ChatRequest, "completion": CompletionRequest}
 _PATHS = {"chat": "/v1/chat/completions", "completion": "/v1/completions"}
@@ -132,7 +126,7 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
         await admit(endpoint, passage)
         check_input(endpoint, passage)
         route(endpoint, passage)
-        async with _while_there(passage.http):
+        async with incoming.while_there(passage.http):
             reply = await generate(endpoint, passage)
             assert passage.asked is not None
             whole = {} if passage.asked.stream else await _whole(passage, reply)
@@ -175,7 +169,7 @@ async def read(passage: Passage) -> None:
     Raises:
         RequestRefused: 400, 408 or 413.
     """
-    raw = await body_of(passage.http)
+    raw = await incoming.body_of(passage.http)
     try:
         passage.body = orjson.loads(raw)
     except ValueError as error:
@@ -187,43 +181,6 @@ async def read(passage: Passage) -> None:
         raise invalid(error.errors(include_url=False)) from None
     except TypeError as error:  # orjson reads more levels than it writes
         raise RequestRefused(400, f"The body is nested too deeply: {error}", "invalid_json") from None
-
-
-async def body_of(http: Request) -> bytes:
-    """The bytes of a body: not too many, not too slow, and no more values in it than can be read in passing.
-
-    Raises:
-        RequestRefused: 400, 408 or 413; 499, the caller left in the middle.
-    """
-    try:
-        async with asyncio.timeout(READ_WITHIN_S):
-            raw = await _bytes(http)
-    except TimeoutError:
-        raise RequestRefused(
-            408, "The body came too slowly", "request_timeout", None, {"connection": "close"}
-        ) from None
-    except ClientDisconnect:
-        raise RequestRefused(499, "The caller left", "caller_left") from None
-    if sum(map(raw.count, b",[{")) > MOST_VALUES:
-        raise RequestRefused(400, f"The body has more than {MOST_VALUES} values in it", "too_many_values")
-    return raw
-
-
-async def _bytes(http: Request) -> bytes:
-    too_large = RequestRefused(
-        413, f"The body is larger than {MOST_BYTES >> 20} MiB", "request_too_large", None,
-        {"connection": "close"},
-    )  # fmt: skip
-    if int(http.headers.get("content-length") or 0) > MOST_BYTES:
-        raise too_large
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in http.stream():
-        size += len(piece)
-        if size > MOST_BYTES:
-            raise too_large
-        pieces.append(piece)
-    return b"".join(pieces)
 
 
 @step
@@ -482,34 +439,3 @@ def _headers(passage: Passage) -> dict[str, str]:
         timing = f"queue;dur={passage.queue_ms:.1f}, generate;dur={passage.generate_ms:.1f}"
         headers["server-timing"] = timing
     return headers
-
-
-@contextlib.asynccontextmanager
-async def _while_there(http: Request) -> AsyncGenerator[None]:
-    """Give up what is done inside when the caller hangs up.
-
-    Raises:
-        RequestRefused: 499, the caller left.
-    """
-    asking, watch = asyncio.current_task(), asyncio.ensure_future(_gone(http))
-    assert asking is not None
-    left: list[bool] = []
-
-    def give_up(_: "asyncio.Future[None]") -> None:
-        left.append(asking.cancel())
-
-    watch.add_done_callback(give_up)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not left or asking.uncancel() > 0:  # somebody else wants it to end
-            raise
-        raise RequestRefused(499, "The caller left", "caller_left") from None
-    finally:
-        watch.remove_done_callback(give_up)
-        watch.cancel()
-
-
-async def _gone(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

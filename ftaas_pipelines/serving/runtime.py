@@ -27,6 +27,7 @@ _MODULES = (
     "serving/answering.py",
     "serving/app.py",
     "serving/engine.py",
+    "serving/incoming.py",
     "serving/openai_answers.py",
     "serving/openai_shapes.py",
     "serving/runtime.py",
