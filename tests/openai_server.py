@@ -32,6 +32,7 @@ class OpenAIServer:
         self.failing: deque[int] = deque()
         self.models = ["base"]
         self.slow_s = 0.0
+        self.code: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._runner: web.AppRunner | None = None
@@ -110,7 +111,7 @@ class OpenAIServer:
             if status == 0:
                 assert request.transport is not None
                 request.transport.close()
-            return web.json_response({"error": {"message": "no", "code": status}}, status=status)
+            return web.json_response({"error": {"message": "no", "code": self.code or status}}, status=status)
         if body["model"] not in [*self.models, *self.adapters]:
             return web.json_response({"error": {"message": "no such model", "code": 404}}, status=404)
         said = f"{body['model']} says: write to ann@acme.org"

@@ -33,7 +33,6 @@ from ftaas_pipelines.serving.desired import ReleaseToServe, Terms, Trial
 from ftaas_pipelines.serving.engine_process import EngineProcess
 from ftaas_pipelines.serving.guard import Guard
 from ftaas_pipelines.serving.meter import Meter
-from ftaas_pipelines.serving.openai_shapes import RequestRefused
 from ftaas_pipelines.serving.routing import Target
 
 PATH = "/v1/chat/completions"
@@ -440,20 +439,6 @@ def test_a_failure_on_a_requests_way_is_told_without_its_words() -> None:
     asyncio_says = record(f"Task exception was never retrieved\nfuture: {SECRET}", "asyncio")
     assert SECRET not in logs.line(asyncio_says).decode()
     assert json.loads(logs.line(record("x", "ftaas.supervisor", info)))["said"] == SECRET
-
-
-@pytest.mark.parametrize(
-    ("code", "told"),
-    [
-        ("guard_input", "guard_input"),
-        (None, "refused"),
-        (400, "refused"),
-        (SECRET, "refused"),
-        ("a" * 41, "refused"),
-    ],
-)
-def test_another_servers_code_is_no_label_of_ours(code: Any, told: str) -> None:
-    assert logs.code_of(RequestRefused(400, "no", code)) == told
 
 
 def record(event: str, logger: str = "ftaas.supervisor", info: Any = None) -> logging.LogRecord:

@@ -21,7 +21,7 @@ from serving_house import CAUSAL as BASE
 from serving_house import SEQ2SEQ, House, build, random_adapter, whole_model
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
-from ftaas_pipelines.serving import answers, deployments
+from ftaas_pipelines.serving import answers, asking, deployments
 from ftaas_pipelines.serving.desired import Folder, Trial
 from ftaas_pipelines.serving.routing import bucket
 from ftaas_pipelines.serving.smoke import Question
@@ -101,9 +101,9 @@ def test_openai_client_gets_what_the_model_says(house: House) -> None:
     texts = [d.choices[0].message.content for d in draws]
     assert texts[0] == texts[1] != texts[2]
 
-    found = deployments.response(house.settings, answer.id)
+    found = answers.response(house.settings.home, answer.id)
     assert found and (found["release"], found["adapter_digest"]) == (release.release, release.adapter)
-    asked = deployments.ask(house.settings, ENV, "alpha", QUESTION[0]["content"])
+    asked = asking.ask(house.settings, ENV, "alpha", QUESTION[0]["content"])
     assert asked["answer"] == expected.text and asked["token_ids"] == expected.token_ids
 
 
@@ -258,7 +258,7 @@ def test_a_tampered_adapter_is_refused_and_the_old_release_stays(house: House) -
     finally:
         weights.write_bytes(sound)
     assert deployments.current(house.settings, ENV, "alpha") == first
-    assert deployments.ask(house.settings, ENV, "alpha", "still there?")["release"] == first.release
+    assert asking.ask(house.settings, ENV, "alpha", "still there?")["release"] == first.release
 
 
 def test_two_bases_share_an_environment_and_its_supervisor_may_die(house: House) -> None:
@@ -266,9 +266,7 @@ def test_two_bases_share_an_environment_and_its_supervisor_may_die(house: House)
     deployments.up(settings, ENV, house.releases["beta"][0])
     assert [m.id for m in house.client.models.list()] == ["alpha", "beta"]
     assert len(house.folder.state()["engines"]) == 2
-    asked = {
-        name: deployments.ask(settings, ENV, name, "who?")["adapter_digest"] for name in ("alpha", "beta")
-    }
+    asked = {name: asking.ask(settings, ENV, name, "who?")["adapter_digest"] for name in ("alpha", "beta")}
     assert asked == {"alpha": house.releases["alpha"][0].adapter, "beta": house.releases["beta"][0].adapter}
     assert httpx.get(f"{house.url}/metrics").text.count("# TYPE ftaas_engine_requests_total counter") == 1
 
@@ -297,7 +295,7 @@ def test_two_bases_share_an_environment_and_its_supervisor_may_die(house: House)
     assert done.returncode == 0, done.stderr
     [found] = json.loads(done.stdout)["deployments"]
     assert (found["project"], found["env"], found["state"]) == ("beta", ENV, "running")
-    assert deployments.ask(settings, ENV, "beta", "who?")["release"] == house.releases["beta"][0].release
+    assert asking.ask(settings, ENV, "beta", "who?")["release"] == house.releases["beta"][0].release
     assert deployments.current(settings, ENV, "beta") == house.releases["beta"][0]
     assert deployments.stop(settings, ENV) == ["beta"]
     eventually(lambda: house.processes() == [], within_s=5)

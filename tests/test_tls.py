@@ -16,7 +16,7 @@ import trustme
 from serving_house import CAUSAL, House, random_adapter
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
-from ftaas_pipelines.serving import deployments, supervisor_process, tls
+from ftaas_pipelines.serving import asking, deployments, supervisor_process, tls
 from ftaas_pipelines.settings import Settings
 
 QUESTION: Any = [{"role": "user", "content": "What does fault E42 mean?"}]
@@ -173,7 +173,7 @@ def test_clients_come_in_by_tls_and_the_platform_asks_by_it(secure: Secure) -> N
         assert said == whole.choices[0].message.content
     (shown,) = deployments.deployments(secure.house.settings)
     assert shown.url == secure.url
-    asked = deployments.ask(secure.house.settings, "staging", "alpha", QUESTION)  # at 127.0.0.1, by that name
+    asked = asking.ask(secure.house.settings, "staging", "alpha", QUESTION)  # at 127.0.0.1, by that name
     assert asked["answer"] == whole.choices[0].message.content
 
 
@@ -182,7 +182,7 @@ def test_who_is_not_vouched_for_is_not_asked(secure: Secure, tmp_path: Path) -> 
     for ca in (str(tmp_path / "other.pem"), ""):  # another authority; the system's, which does not know ours
         doubting = dataclasses.replace(secure.house.settings, tls_ca=ca)
         with pytest.raises(FtaasError, match=r"certificate is not trusted.*FTAAS_TLS_CA"):
-            deployments.ask(doubting, "staging", "alpha", QUESTION)
+            asking.ask(doubting, "staging", "alpha", QUESTION)
     with pytest.raises(InputInvalid, match="FTAAS_TLS_CA"):
         tls.trusted(Settings(tls_ca=str(tmp_path / "none.pem")))
 

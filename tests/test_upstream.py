@@ -14,7 +14,7 @@ from serving_house import CAUSAL, House, random_adapter
 
 from ftaas_pipelines.projects.guard import GuardRules
 from ftaas_pipelines.projects.upstream import Upstream
-from ftaas_pipelines.serving import answers, deployments, upstream_server
+from ftaas_pipelines.serving import answers, asking, deployments, upstream_server
 from ftaas_pipelines.serving.desired import ReleaseToServe, Terms
 
 QUESTION: Any = [{"role": "user", "content": "Whom do I write to?"}]
@@ -102,6 +102,22 @@ def test_what_it_says_of_keys_and_models_is_not_for_callers(house: House, server
     with pytest.raises(openai.BadRequestError):
         ask(house)
     assert ask(house).choices  # a refusal is no failure for the breaker
+
+
+def test_another_servers_code_is_no_label_of_ours(house: House, server: OpenAIServer) -> None:
+    """It may be a number, or a sentence: metrics and logs name only codes."""
+    for said in (400, "a sentence, with a secret in it", "a" * 41):
+        server.failing.append(400)
+        server.code = said
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(house)
+        assert refused.value.code == "engine_failed"
+    assert "sentence" not in house.http.get("/metrics").text
+
+
+def test_ftaas_ask_and_smoke_do_without_tokens(house: House) -> None:
+    found = asking.ask(house.settings, "staging", "alpha", "Whom do I write to?")
+    assert found["token_ids"] is None and found["answer"].endswith("[EMAIL]")
 
 
 def test_a_server_that_hangs_is_given_up_and_then_left_alone(house: House, server: OpenAIServer) -> None:

@@ -20,7 +20,7 @@ from ftaas_pipelines.cli import output
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
 from ftaas_pipelines.projects import catalog
-from ftaas_pipelines.serving import answers, deployments
+from ftaas_pipelines.serving import answers
 from ftaas_pipelines.serving.desired import Folder
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
 from ftaas_pipelines.store import digest_of, file_digest, short
@@ -64,7 +64,7 @@ def list_(
 @app.command()
 def show(id: Annotated[str, typer.Argument(help="Of an answer.")], as_json: output.Json = False) -> None:
     """All that is on record of one answer, its texts too where they are kept."""
-    row = deployments.response(configuration.load(), id)
+    row = answers.response(configuration.load().home, id)
     if row is None:
         raise InputInvalid("no answer with this id is on record", "answers", id, "mind the whole id")
 

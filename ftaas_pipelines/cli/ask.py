@@ -9,7 +9,6 @@ from rich.text import Text
 from assets.line import open_line
 from ftaas_pipelines import settings as configuration
 from ftaas_pipelines.cli import output
-from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.store import short
 
 
@@ -20,9 +19,11 @@ def ask(
     as_json: output.Json = False,
 ) -> None:
     """Ask a deployment a question."""
+    from ftaas_pipelines.serving import asking
+
     settings = configuration.load()
     system = open_line(name, settings).project.dataset.system or None
-    answer = deployments.ask(settings, env, name, question, system=system)
+    answer = asking.ask(settings, env, name, question, system=system)
 
     def show(screen: Console) -> None:
         screen.print(Text(answer["answer"]))

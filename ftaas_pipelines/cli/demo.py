@@ -77,8 +77,10 @@ def _report(line: Line, settings: Settings, seconds: float) -> dict[str, Any]:
         rows = [
             row for row in map(json.loads, lines) if row["set"] == "test" and row["slice"] == "structured"
         ]
+    from ftaas_pipelines.serving import asking
+
     question = rows[0]["prompt"]
-    answer = deployments.ask(settings, "production", PROJECT, question)
+    answer = asking.ask(settings, "production", PROJECT, question)
     return {
         "project": PROJECT,
         "seconds": round(seconds, 1),

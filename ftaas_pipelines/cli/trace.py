@@ -15,8 +15,7 @@ from ftaas_pipelines.cli.ledger import AsOf, checked
 from ftaas_pipelines.cli.trace_record import Record, read, words
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.governance.ledger import Ledger, open_ledger
-from ftaas_pipelines.serving import deployments
-from ftaas_pipelines.serving.answers import said_at
+from ftaas_pipelines.serving import answers
 from ftaas_pipelines.store import Artifact, Store, short
 
 _BEHIND = ("release", "bento", "evaluation", "conversion", "adapter", "splits", "dataset")
@@ -39,7 +38,7 @@ def trace(
     answer: dict[str, Any] | None = None
     digest = subject
     if subject.startswith(("chatcmpl-", "cmpl-")):
-        answer = deployments.response(settings, subject)
+        answer = answers.response(settings.home, subject)
         if answer is None:
             raise InputInvalid(
                 "no answer with this id is on record", "response", subject, "mind the whole id"
@@ -132,7 +131,7 @@ def _show_answer(tree: Tree, answer: dict[str, Any]) -> None:
     """Who asked, what became of it, how long it took, what the guard and the callers said."""
     where = f"{answer['project'] or 'nobody'} in {answer['environment']}"
     variant = f", {answer['variant']}" if answer["variant"] else ""
-    tree.add(Text(f"answered at {said_at(answer['at'])} by {where}{variant}"))
+    tree.add(Text(f"answered at {answers.said_at(answer['at'])} by {where}{variant}"))
     tree.add(Text(f"asked by {answer['caller'] or 'nobody known'}; texts {answer['texts']}"))
     how = answer["error"] or answer["finish_reason"]
     tokens = f"{answer['prompt_tokens']}+{answer['completion_tokens']} tokens, {answer['cost_usd']:.6f} USD"
@@ -144,7 +143,7 @@ def _show_answer(tree: Tree, answer: dict[str, Any]) -> None:
         tree.add(Text(f"guard, {seen['where']}: {what}", "yellow"))
     for one in answer["feedback"]:
         words = "; ".join(str(one[name]) for name in ("thumb", "correction", "comment") if one[name])
-        tree.add(Text(f"feedback at {said_at(one['at'])} by {one['caller']}: {words or 'erased'}"))
+        tree.add(Text(f"feedback at {answers.said_at(one['at'])} by {one['caller']}: {words or 'erased'}"))
 
 
 def _show_signed(branch: Tree, title: str, signed: list[dict[str, Any]]) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import orjson
 
 from ftaas_pipelines.serving.answer_files import TEXTS, AnswerFolder, Erasure, Kind, day_of
+from ftaas_pipelines.serving.desired import Folder
+from ftaas_pipelines.settings import ENVIRONMENTS
 
 _LATER = "9999"  # of spools: newer than any day
 
@@ -52,6 +54,15 @@ def find(folder: Path, id: str) -> dict[str, Any] | None:
 def feedback_of(folder: Path, id: str) -> list[dict[str, Any]]:
     """What was said of an answer, oldest first."""
     return sorted(_with_id(folder, "feedback", id), key=lambda row: row["at"])
+
+
+def response(home: Path, id: str) -> dict[str, Any] | None:
+    """An answer of any environment, with `environment` and `feedback`; None where there is none."""
+    for environment in ENVIRONMENTS:
+        folder = Folder(home, environment).answers
+        if found := find(folder, id):
+            return {**found, "environment": environment, "feedback": feedback_of(folder, id)}
+    return None
 
 
 def scan(

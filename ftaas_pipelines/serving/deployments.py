@@ -1,4 +1,4 @@
-"""Deployments on this machine: bring a release up, stop it, roll it back, ask it.
+"""Deployments on this machine: bring a release up, try it, stop it, roll it back.
 
 Light: assets and the CLI import it. The supervisor does the work; this writes what should be
 (desired.json) and waits until it is (state.json).
@@ -11,7 +11,7 @@ from typing import Any
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid, Refused
 from ftaas_pipelines.projects.upstream import Upstream
-from ftaas_pipelines.serving import answers, smoke, supervisor_process, tls
+from ftaas_pipelines.serving import smoke, supervisor_process, tls
 from ftaas_pipelines.serving.desired import HISTORY, Folder, ReleaseToServe, Terms, Trial, Wanted
 from ftaas_pipelines.serving.smoke import Question
 from ftaas_pipelines.settings import ENVIRONMENTS, Settings
@@ -351,83 +351,6 @@ def deployment(settings: Settings, environment: str, project: str) -> Deployment
     )
 
 
-def response(settings: Settings, response_id: str) -> dict[str, Any] | None:
-    """An answer as the inference log has it, with `environment` and `feedback`; None when unknown."""
-    for environment in ENVIRONMENTS:
-        folder = Folder(settings.home, environment).answers
-        if found := answers.find(folder, response_id):
-            return {**found, "environment": environment, "feedback": answers.feedback_of(folder, response_id)}
-    return None
-
-
-def ask(
-    settings: Settings,
-    environment: str,
-    project: str,
-    question: str | list[dict[str, Any]],
-    system: str | None = None,
-    max_tokens: int | None = None,
-) -> dict[str, Any]:
-    """Ask one question, or go on with a conversation of messages in OpenAI's shape.
-
-    The result is what `ftaas ask --json` prints, and `token_ids` and `release`.
-
-    Raises:
-        InputInvalid: the project is not deployed there.
-        FtaasError: it does not answer.
-    """
-    import httpx
-
-    from ftaas_pipelines.serving.access import keys, tokens
-
-    target = deployment(settings, environment, project)
-    messages = [{"role": "system", "content": system}] if system else []
-    asked = [{"role": "user", "content": question}] if isinstance(question, str) else question
-    body: dict[str, Any] = {
-        "model": project,
-        "messages": [*messages, *asked],
-        "return_token_ids": True,
-    }
-    if max_tokens:
-        body["max_tokens"] = max_tokens
-    started = time.monotonic()
-    pepper = keys.pepper(settings.home, settings.access_pepper)
-    token = tokens.operator_token(pepper, environment, settings.who)
-    headers = {"authorization": f"Bearer {token}"}
-    # The port is on this machine's loopback, whatever name its certificate is for; that name is checked.
-    named = httpx.URL(target.url)
-    url = named.copy_with(host="127.0.0.1", path="/v1/chat/completions")
-    verify = tls.trusted(settings) if named.scheme == "https" else True
-    try:
-        with httpx.Client(timeout=600, trust_env=False, verify=verify) as client:
-            answer = client.post(url, json=body, headers=headers, extensions={"sni_hostname": named.host})
-        content = answer.json()
-    except httpx.ConnectError as error:
-        if "CERTIFICATE_VERIFY_FAILED" not in str(error):
-            raise _silent(target, error) from None
-        raise FtaasError(
-            "its certificate is not trusted here",
-            target.url,
-            str(error).partition("failed: ")[2],
-            "set FTAAS_TLS_CA to the PEM file of who vouches for it",
-        ) from None
-    except (httpx.HTTPError, ValueError) as error:
-        raise _silent(target, error) from None
-    if answer.status_code != 200:
-        raise FtaasError(content["error"]["message"], target.url, str(answer.status_code), "see its log")
-    choice = content["choices"][0]
-    return {
-        "answer": choice["message"]["content"],
-        "response_id": content["id"],
-        "model": content["model"],
-        "adapter_digest": content["adapter_digest"],
-        "usage": {k: content["usage"][k] for k in ("prompt_tokens", "completion_tokens")},
-        "latency_ms": round((time.monotonic() - started) * 1000, 1),
-        "release": content["release"],
-        "token_ids": choice["token_ids"],
-    }
-
-
 def _settle(
     settings: Settings, folder: Folder, release: ReleaseToServe, before: Wanted | None, wait_s: float
 ) -> Deployment:
@@ -481,15 +404,6 @@ def _wait(folder: Folder, release: ReleaseToServe, attempt: int, wait_s: float) 
         folder.environment,
         reason,
         f"see {folder.log}",
-    )
-
-
-def _silent(target: Deployment, error: Exception) -> FtaasError:
-    return FtaasError(
-        f"does not answer ({type(error).__name__})",
-        target.url,
-        target.reason or target.state,
-        f"run `ftaas deployment up {target.project} --env {target.env}`",
     )
 
 

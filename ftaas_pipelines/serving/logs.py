@@ -11,7 +11,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 import threading
 import traceback
@@ -23,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.serving.openai_shapes import RequestRefused
     from ftaas_pipelines.serving.request import Passage
 
 _STDOUT = 1
@@ -33,14 +31,7 @@ _FLUSH_S = 2.0  # longest that the end of the process waits for it
 # Their failures may quote what a caller sent: of those only the kind and the place are told.
 _PRIVATE = ("ftaas.request", "uvicorn", "asyncio")
 _request = logging.getLogger("ftaas.request")
-_CODE = re.compile(r"[a-z_]{1,40}")
 _HEAD = ("time", "level", "logger", "event")
-
-
-def code_of(why: "RequestRefused") -> str:
-    """A refusal's code for metrics, spans and lines. Another server's word may be a number, or a sentence."""
-    code: object = why.code
-    return code if isinstance(code, str) and _CODE.fullmatch(code) else "refused"
 
 
 def ended(passage: "Passage") -> None:

@@ -111,7 +111,7 @@ class Passage:
         return self.target.variant if self.target else ""
 
     def refused(self, why: RequestRefused) -> None:
-        self.status, self.code = why.status, logs.code_of(why)
+        self.status, self.code = why.status, why.code or "refused"
 
 
 async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> Response:
@@ -255,7 +255,8 @@ def _asked(endpoint: Endpoint, passage: Passage, target: Target) -> Coroutine[An
         body |= guarded.put_back(passage.kind, passage.body, passage.messages)
     if body.get("stream"):
         body["stream_options"] = {"include_usage": True}  # counted also where the caller does not ask
-    headers = passage.trace.headers if passage.trace else {}
+    ours = target.engine.ours  # spans of this house are nobody else's
+    headers = passage.trace.headers if passage.trace and ours else {}
     return upstream.ask(endpoint.session, target.engine, _PATHS[passage.kind], body, headers, target.begun())
 
 

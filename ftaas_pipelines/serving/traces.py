@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 import orjson
 
-from ftaas_pipelines.serving import logs
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ class Trace:
         try:
             yield
         except RequestRefused as why:
-            status, code = why.status, logs.code_of(why)
+            status, code = why.status, why.code or "refused"
             raise
         except asyncio.CancelledError:
             status, code = 499, "caller_left"

@@ -5,6 +5,7 @@ generating. A server that fails time after time is left alone for a while: the c
 """
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
@@ -71,8 +72,7 @@ class Reply:
                 chunk: dict[str, Any] = orjson.loads(line[6:])
                 if "error" in chunk:
                     said: Any = chunk["error"]
-                    code = str(said.get("code") or "engine_failed")
-                    raise RequestRefused(502, str(said.get("message")), code)
+                    raise RequestRefused(502, str(said.get("message")), _code(said))
                 yield chunk
         except FAILURES as failure:
             self._breaker.failed()
@@ -181,6 +181,7 @@ _JSON = {"content-type": "application/json"}
 _NOT_TAKEN = (aiohttp.ClientConnectorError, aiohttp.ServerDisconnectedError)
 _BUSY = frozenset({429, 502, 503, 504})
 _PAUSE_S = 0.1
+_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 async def _refused(response: aiohttp.ClientResponse, ours: bool) -> RequestRefused:
@@ -189,7 +190,7 @@ async def _refused(response: aiohttp.ClientResponse, ours: bool) -> RequestRefus
         said = orjson.loads(await response.read())
         said = said.get("error") or said
         if ours or response.status in (400, 413, 422):
-            return RequestRefused(response.status, str(said["message"]), said.get("code"), said.get("param"))
+            return RequestRefused(response.status, str(said["message"]), _code(said), said.get("param"))
     except (*FAILURES, AttributeError, KeyError, TypeError):
         pass
     finally:
@@ -198,6 +199,12 @@ async def _refused(response: aiohttp.ClientResponse, ours: bool) -> RequestRefus
         busy = "The server behind this model is busy"
         return RequestRefused(503, busy, "engine_busy", None, {"Retry-After": "2"})
     return RequestRefused(502, f"The engine answered {response.status}", "engine_failed")
+
+
+def _code(said: dict[str, Any]) -> str:
+    """An error's code as metrics and logs can bear it: another server's may be a number, or a sentence."""
+    code = said.get("code")
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else "engine_failed"
 
 
 def gone(failure: Exception) -> RequestRefused:
