@@ -413,8 +413,7 @@ def test_who_leaves_in_the_middle_of_an_upload_is_no_failure_of_ours(fort: Fort)
             time.sleep(0.1)
     eventually(lambda: fort.log().count('"caller_left"') >= before + 2)
     assert "Traceback" not in fort.log() and '"internal"' not in fort.log()
-    page = fort.house.http.get("/metrics").text
-    assert "ftaas_in_flight 0.0" in page
+    eventually(lambda: "ftaas_in_flight 0.0" in fort.house.http.get("/metrics").text)
 
 
 class Door:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from ftaas_pipelines.serving import guarded, incoming, logs, upstream
 from ftaas_pipelines.serving.access import Access
@@ -131,9 +132,7 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
             assert passage.asked is not None
             whole = {} if passage.asked.stream else await _whole(passage, reply)
         if passage.asked.stream:
-            return StreamingResponse(
-                _stream(endpoint, passage, reply), 200, _headers(passage), "text/event-stream"
-            )
+            return _Streamed(endpoint, passage, reply)
         body = check_output(passage, whole)
         response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
     except RequestRefused as why:
@@ -144,12 +143,18 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
         await end(endpoint, passage)
         raise
     except Exception as failure:
-        _log.exception("request %s", passage.id)
-        why = RequestRefused(500, f"{type(failure).__name__}; see the log for {passage.id}", "internal")
-        passage.refused(why)
+        why = _failed(passage, failure)
         response = JSONResponse(why.body, 500, _headers(passage))
     await end(endpoint, passage)
     return response
+
+
+def _failed(passage: Passage, failure: Exception) -> RequestRefused:
+    """What the caller gets to know of a failure of ours; the log has the rest."""
+    _log.error("request %s", passage.id, exc_info=failure)
+    why = RequestRefused(500, f"{type(failure).__name__}; see the log for {passage.id}", "internal")
+    passage.refused(why)
+    return why
 
 
 @step
@@ -322,8 +327,29 @@ def _note(passage: Passage, body: dict[str, Any]) -> None:
     passage.generate_ms = float(timing.get("total_ms", passage.engine_s * 1000))
 
 
-async def _stream(endpoint: Endpoint, passage: Passage, reply: Reply) -> AsyncIterator[bytes]:
-    """A streamed answer as it may leave: what the guard would redact or refuse never does."""
+class _Streamed(StreamingResponse):
+    """A streamed answer. It ends, is counted and recorded even if its caller left before its first piece."""
+
+    def __init__(self, endpoint: Endpoint, passage: Passage, reply: Reply):
+        self._pieces = _stream(passage, reply)
+        self._endpoint, self._passage, self._reply = endpoint, passage, reply
+        super().__init__(self._pieces, 200, _headers(passage), "text/event-stream")
+        passage.status, passage.code = 499, "caller_left"  # until its last piece leaves
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await asyncio.shield(self._end())
+
+    async def _end(self) -> None:
+        await self._pieces.aclose()
+        await self._reply.close()
+        await end(self._endpoint, self._passage)
+
+
+async def _stream(passage: Passage, reply: Reply) -> AsyncGenerator[bytes]:
+    """The pieces as they may leave: what the guard would redact or refuse never does."""
     assert passage.guard is not None and passage.asked is not None and passage.target is not None
     choices = [GuardedChoice(passage.guard, passage.kind) for _ in range(passage.asked.n)]
     if passage.trace:
@@ -342,28 +368,23 @@ async def _stream(endpoint: Endpoint, passage: Passage, reply: Reply) -> AsyncIt
                 choices[choice["index"]].check(choice)
                 passage.finish = choice["finish_reason"] or passage.finish
             yield b"data: " + orjson.dumps(chunk) + b"\n\n"
+        passage.status, passage.code = 200, ""
         yield b"data: [DONE]\n\n"
     except OutputRefused as why:
         passage.finish = "content_filter"
         passage.noticed += why.noticed
+        passage.status, passage.code = 200, ""
         yield b"data: " + orjson.dumps(_filtered(passage)) + b"\n\ndata: [DONE]\n\n"
     except RequestRefused as why:
         passage.refused(why)
         yield b"data: " + orjson.dumps(why.body) + b"\n\n"
-    except BaseException:
-        passage.status, passage.code = 499, "caller_left"
-        raise
+    except Exception as failure:
+        yield b"data: " + orjson.dumps(_failed(passage, failure).body) + b"\n\n"
     finally:
         passage.engine_s += time.monotonic() - begun
         for checked in choices:
             passage.noticed += checked.noticed
             passage.answer += checked.text
-        await asyncio.shield(_closed(endpoint, passage, reply))
-
-
-async def _closed(endpoint: Endpoint, passage: Passage, reply: Reply) -> None:
-    await reply.close()
-    await end(endpoint, passage)
 
 
 def _filtered(passage: Passage) -> dict[str, Any]:
