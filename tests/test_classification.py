@@ -116,6 +116,15 @@ def test_alone_in_a_batch_or_streamed_the_label_is_the_same(labelled: tuple[Arti
     ]
     assert [t.result.result(30) for t in tickets] == together
     assert heard == [[g.text] for g in together], "each label whole, at once"
+
+    def deaf(*_: object) -> None:
+        raise ValueError("nobody listens")
+
+    unheard = scheduler.submit(asked(rows)[0], "parts", max_new_tokens=1, on_text=deaf)
+    with pytest.raises(ValueError, match="nobody listens"):
+        unheard.result.result(30)
+    again = scheduler.submit(asked(rows)[0], "parts", max_new_tokens=1)
+    assert again.result.result(30) == together[0]
     scheduler.close()
     assert done == [8, 16, 24, 30]
     tokenizer = bases.load_tokenizer(base())

@@ -15,7 +15,7 @@ import torch  # noqa: TID253 imported by stage programs and the engine only
 from torch import Tensor  # noqa: TID253
 
 from ftaas_pipelines.inference import forward
-from ftaas_pipelines.inference.forward import Network
+from ftaas_pipelines.inference.forward import CausalSteps, Network
 from ftaas_pipelines.inference.pictures import Shown
 from ftaas_pipelines.inference.prefixes import Prefix, Prefixes
 
@@ -245,6 +245,7 @@ class Batch:
             steps = forward.begin(self.network, [r.prompt for r in new], images, known)
             going = self._advance(steps, new, first=True)
             if going and self._steps is not None:
+                assert isinstance(self._steps, CausalSteps) and isinstance(steps, CausalSteps), "not joinable"
                 self._steps.join(steps)
             elif going:
                 self._steps = steps
@@ -252,7 +253,7 @@ class Batch:
 
     def _keep(self, steps: forward.Steps, rows: Sequence[Row]) -> None:
         """Keep the beginnings that these prompts share with earlier ones."""
-        if self._prefixes is None or not isinstance(steps, forward.CausalSteps) or not steps.joinable:
+        if self._prefixes is None or not isinstance(steps, CausalSteps) or not steps.joinable:
             return
         for i, row in enumerate(rows):
             if count := self._prefixes.worth(row.adapter, row.prompt):

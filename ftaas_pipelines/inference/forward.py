@@ -122,10 +122,6 @@ class Steps(Protocol):
 
     def advance(self, tokens: list[int], going: list[int]) -> None: ...
 
-    def join(self, others: Any) -> None:
-        """Take rows of the same kind in, behind those that are here; both have been advanced."""
-        ...
-
 
 def begin(
     network: Network,
@@ -193,7 +189,10 @@ class CausalSteps:
         return self._network.family == "causal" and all(type(layer) is DynamicLayer for layer in layers)
 
     def join(self, others: "CausalSteps") -> None:
-        """Rows end together: the shorter side is padded on the left, in its mask and in its cache."""
+        """Take rows in behind those that are here; both are joinable, and have been advanced.
+
+        Rows end together: the shorter side is padded on the left, in its mask and in its cache.
+        """
         width, other = self._mask.shape[1], others._mask.shape[1]
         self._widen(other - width)
         others._widen(width - other)
@@ -284,9 +283,6 @@ class Seq2SeqSteps:
             self._encoded.last_hidden_state = self._encoded.last_hidden_state[keep]
             self._cache.batch_select_indices(keep)
         self._ids = torch.tensor(tokens, device=self._mask.device)[:, None]
-
-    def join(self, others: Any) -> None:
-        raise NotImplementedError("not joinable")
 
 
 def batches(sequences: list[list[int]], size: int) -> Iterator[list[int]]:

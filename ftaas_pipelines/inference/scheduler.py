@@ -238,8 +238,12 @@ class Scheduler:
             ticket.joined_at, ticket.beside = now, len(tickets)
             if ticket.row:
                 ticket.row.first_at = time.monotonic()
-            if ticket.on_text and generation.text:
-                ticket.on_text(generation.text, len(generation.token_ids))
+            try:
+                if ticket.on_text and generation.text:
+                    ticket.on_text(generation.text, len(generation.token_ids))
+            except Exception as error:  # whoever listened: the others are answered
+                _fail(ticket, error)
+                continue
             _finish(ticket, generation)
 
     def _step(self, lane: str) -> None:
