@@ -22,8 +22,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +32,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import ROOT, THREADS
+from benchmarks import ROOT, THREADS, serving_others
 from benchmarks.serving_load import Load, ask
 from ftaas_pipelines.serving import deployments
 from ftaas_pipelines.serving.desired import ReleaseToServe
-from tests.serving_house import CAUSAL, House, free_port, random_adapter
+from tests.serving_house import CAUSAL, House, random_adapter
 
 TOKENS = 24
 PARTS = ("throughput", "around", "latency", "adapters", "switching", "start", "memory")
@@ -95,14 +94,12 @@ class Bench:
         adapter = self.house.store.get(self.house.releases["alpha"][0].adapter)
         self.load("alpha", requests=200, clients=32)
         ours = self.load("alpha", requests=self.requests, clients=32, more={"return_token_ids": True})
-        with _server(
-            self.folder, "-m", "benchmarks.serving_baseline", str(self.base), str(adapter.path)
-        ) as url:
+        with serving_others.one_generate_each(self.folder, self.base, adapter.path) as url:
             body = self.body("alpha")
             ask(f"{url}/v1/chat/completions", body, requests=20, clients=4)
             one = ask(f"{url}/v1/chat/completions", body, requests=200, clients=32)
-        merged = _merged(self.base, adapter.path, self.folder / "merged")
-        with _transformers(self.folder, merged) as url:
+        merged = serving_others.merged(self.base, adapter.path, self.folder / "merged")
+        with serving_others.transformers_serve(self.folder, merged) as url:
             body = self.body(str(merged), temperature=0.0)
             ask(f"{url}/v1/chat/completions", body, requests=10, clients=4)
             theirs = ask(f"{url}/v1/chat/completions", body, requests=100, clients=32)
@@ -208,7 +205,9 @@ class Bench:
         """Requests a second of a Bento that stands alone: its one adapter is merged."""
         bento = Path(self.house.releases["alpha"][0].bento_path)
         env = {"FTAAS_BASE_PATH": str(self.base), "PYTHONDONTWRITEBYTECODE": "1"}
-        with _server(self.folder, "-m", "bentoml", "serve", str(bento), env=env, port="--port") as url:
+        with serving_others.server(
+            self.folder, "-m", "bentoml", "serve", str(bento), env=env, port="--port"
+        ) as url:
             ask(f"{url}/v1/chat/completions", self.body("alpha"), requests=64, clients=32)
             return ask(f"{url}/v1/chat/completions", self.body("alpha"), requests=300, clients=32).per_s
 
@@ -353,66 +352,6 @@ def _timed(base: str) -> float:
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", script], env=os.environ | THREADS, check=True, capture_output=True)
     return time.monotonic() - began
-
-
-def _merged(base: Path, adapter: Path, folder: Path) -> Path:
-    """The model with its adapter merged: `transformers serve` serves whole models."""
-    if not folder.exists():
-        import torch
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-        merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-        shutil.copytree(base, folder)
-        merged.save_pretrained(folder)
-    return folder
-
-
-@contextmanager
-def _transformers(folder: Path, model: Path) -> Iterator[str]:
-    program = "from transformers.cli.transformers import main; main()"
-    options = ["serve", str(model), "--device", "cpu", "--dtype", "float32", "--host", "127.0.0.1"]
-    with _server(folder, "-c", program, *options, port="--port") as url:
-        yield url
-
-
-@contextmanager
-def _server(
-    folder: Path, *arguments: str, env: dict[str, str] | None = None, port: str = ""
-) -> Iterator[str]:
-    """A server of somebody else on a free port; ended behind the block."""
-    number = free_port()
-    log = (folder / "server.log").open("w", encoding="utf-8")
-    process = subprocess.Popen(
-        [sys.executable, *arguments, *([port] if port else []), str(number)],
-        env=os.environ | THREADS | (env or {}),
-        cwd=ROOT,
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-    url = f"http://127.0.0.1:{number}"
-    try:
-        deadline = time.monotonic() + 120
-        while not _answers(url):
-            if process.poll() is not None or time.monotonic() > deadline:
-                said = Path(log.name).read_text("utf-8")[-2000:]
-                raise SystemExit(f"{' '.join(arguments)} does not start:\n{said}")
-            time.sleep(0.2)
-        yield url
-    finally:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            child.terminate()
-        process.terminate()
-        process.wait(30)
-        log.close()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code < 500
-    except httpx.HTTPError:
-        return False
 
 
 def main(argv: list[str] | None = None) -> int:
