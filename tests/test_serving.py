@@ -107,6 +107,74 @@ def test_openai_client_gets_what_the_model_says(house: House) -> None:
     assert asked["answer"] == expected.text and asked["token_ids"] == expected.token_ids
 
 
+def test_openais_client_makes_every_call(house: House) -> None:
+    """Those of structured answers, tools and streamed log probabilities are in `test_structured.py`."""
+    client, prompt = house.client, QUESTION[0]["content"]
+    assert client.models.retrieve("alpha").id == "alpha"
+    whole = client.completions.create(model="alpha", prompt=prompt, logprobs=2)
+    text, scores = whole.choices[0].text, whole.choices[0].logprobs
+    assert scores and scores.tokens and scores.token_logprobs and scores.top_logprobs
+    assert "".join(scores.tokens).startswith(text) and max(scores.token_logprobs) <= 0
+    assert all(len(likeliest) == 2 for likeliest in scores.top_logprobs)
+    pieces = client.completions.create(model="alpha", prompt=prompt, stream=True)
+    assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == text
+
+    stop = text[1:3]
+    wanted = text[: text.index(stop)]
+    for cut in (stop, ["never said", stop]):
+        answer = client.chat.completions.create(model="alpha", messages=QUESTION, stop=cut).choices[0]
+        assert (answer.message.content, answer.finish_reason) == (wanted, "stop")
+        assert client.completions.create(model="alpha", prompt=prompt, stop=cut).choices[0].text == wanted
+    likeliest = client.chat.completions.create(
+        model="alpha", messages=QUESTION, temperature=1.5, top_p=1e-6, seed=1
+    )
+    assert likeliest.choices[0].message.content == text
+    several = client.chat.completions.create(
+        model="alpha", messages=QUESTION, temperature=1.5, seed=5, n=3, max_tokens=8
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in several.choices}) == 3
+    assert several.usage and several.usage.completion_tokens <= 24
+    scored = client.chat.completions.create(model="alpha", messages=QUESTION, logprobs=True).choices[0]
+    assert scored.logprobs and "".join(s.token for s in scored.logprobs.content or []).startswith(text)
+
+    told = {"response_id": several.id, "thumb": "up", "comment": "as it should be"}
+    deadline = time.monotonic() + 10
+    while True:  # an answer is on record soon after it was given
+        try:
+            said: Any = client.post("/feedback", cast_to=object, body=told)
+            break
+        except openai.NotFoundError:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+    assert said["response_id"] == several.id
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"frequency_penalty": 0.5},
+        {"presence_penalty": -1},
+        {"logit_bias": {"1": 5}},
+        {"best_of": 4},
+        {"top_k": 3},
+        {"repetition_penalty": 1.2},
+        {"modalities": ["text", "audio"]},
+        {"function_call": "auto"},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_what_is_not_done_is_refused_and_what_would_do_nothing_is_let_pass(
+    house: House, extra: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {"model": "alpha", "messages": QUESTION, "max_tokens": 1}
+    with pytest.raises(openai.BadRequestError, match=f"'{next(iter(extra))}' is not supported"):
+        house.client.chat.completions.create(**asked, extra_body=extra)
+    nothing = {"frequency_penalty": 0, "presence_penalty": 0.0, "best_of": 1, "top_k": -1}
+    nothing |= {"repetition_penalty": 1.0, "modalities": ["text"], "logit_bias": None}
+    assert house.client.chat.completions.create(**asked, extra_body=nothing).id
+
+
 def test_errors_and_pages(house: House) -> None:
     client = house.client
     with pytest.raises(openai.NotFoundError) as unknown:

@@ -189,6 +189,16 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+# What other servers know and would change an answer, with the value at which it does not.
+_UNKNOWN = {
+    **dict.fromkeys(
+        ("tools", "response_format", "functions", "function_call", "logit_bias", "echo", "suffix")
+    ),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "min_p"), 0),
+    **{"best_of": 1, "top_k": -1, "repetition_penalty": 1, "modalities": ["text"]},
+}
+
+
 class Request(BaseModel):
     """What both completions share. Temperature is 0 unless given: greedy, as evaluated."""
 
@@ -216,8 +226,8 @@ class Request(BaseModel):
     def _nothing_ignored(self) -> "Request":
         """What would change the answer and is not done here is refused, never silently dropped."""
         extra = self.model_extra or {}
-        for name in ("tools", "response_format", "functions", "logit_bias", "echo", "suffix"):
-            if extra.get(name):
+        for name, neutral in _UNKNOWN.items():
+            if (value := extra.get(name)) and value != neutral:
                 raise ValueError(f"'{name}' is not supported")
         return self
 
