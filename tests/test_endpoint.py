@@ -222,10 +222,10 @@ def test_a_stream_whose_caller_left_before_it_began_is_ended_all_the_same(
         ended.append((passage.status, passage.code))
 
     class Reply:
-        closed = 0
+        closed = False
 
         async def close(self) -> None:
-            self.closed += 1
+            self.closed = True
 
     async def left() -> Any:
         return {"type": "http.disconnect"}
@@ -236,9 +236,9 @@ def test_a_stream_whose_caller_left_before_it_began_is_ended_all_the_same(
     monkeypatch.setattr(request, "end", end)
     reply, scope = Reply(), {"type": "http", "asgi": {"spec_version": "2.3"}}
     passage = request.Passage(Request(scope), "chat")
-    stream: Any = request._Streamed
+    stream: Any = request._streamed
     asyncio.run(stream(None, passage, reply)(scope, left, nowhere))
-    assert ended == [(499, "caller_left")] and reply.closed == 1
+    assert ended == [(499, "caller_left")] and reply.closed
 
 
 def test_key_limit_guard_log_and_trace_of_one_request(house: House) -> None:

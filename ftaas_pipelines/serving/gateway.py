@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
 
 from ftaas_pipelines.serving import description, feedback, request
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, error
@@ -37,13 +38,23 @@ def application(endpoint: Endpoint, supervisor: Supervisor) -> FastAPI:
 def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
     app.router.route_class = Straight
 
-    @app.post("/v1/chat/completions", responses=description.CHAT, openapi_extra=described(ChatRequest))
-    async def chat_completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.post(
+        "/v1/chat/completions",
+        response_model=None,
+        responses=description.CHAT,
+        openapi_extra=described(ChatRequest),
+    )
+    async def chat_completions(http: Request) -> ASGIApp:  # pyright: ignore[reportUnusedFunction]
         """Answer a conversation."""
         return await request.answer(endpoint, http, "chat")
 
-    @app.post("/v1/completions", responses=description.TEXT, openapi_extra=described(CompletionRequest))
-    async def completions(http: Request) -> Response:  # pyright: ignore[reportUnusedFunction]
+    @app.post(
+        "/v1/completions",
+        response_model=None,
+        responses=description.TEXT,
+        openapi_extra=described(CompletionRequest),
+    )
+    async def completions(http: Request) -> ASGIApp:  # pyright: ignore[reportUnusedFunction]
         """Answer a text; the model reads it as one user message."""
         return await request.answer(endpoint, http, "completion")
 

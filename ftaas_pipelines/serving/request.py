@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import aiohttp
@@ -19,7 +20,7 @@ import orjson
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ftaas_pipelines.serving import guarded, incoming, logs, upstream
 from ftaas_pipelines.serving.access import Access
@@ -115,8 +116,8 @@ class Passage:
         self.status, self.code = why.status, why.code or "refused"
 
 
-async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> Response:
-    """Answer one request, whole or as a stream."""
+async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> ASGIApp:
+    """Answer one request, whole or as a stream. What is returned sends it, and ends the request."""
     passage = Passage(http, kind)
     if endpoint.traces:
         passage.trace = endpoint.traces.begin(passage)
@@ -132,7 +133,7 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
             assert passage.asked is not None
             whole = {} if passage.asked.stream else await _whole(passage, reply)
         if passage.asked.stream:
-            return _Streamed(endpoint, passage, reply)
+            return _streamed(endpoint, passage, reply)
         body = check_output(passage, whole)
         response = Response(orjson.dumps(body), 200, _headers(passage), "application/json")
     except RequestRefused as why:
@@ -145,8 +146,24 @@ async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "compl
     except Exception as failure:
         why = _failed(passage, failure)
         response = JSONResponse(why.body, 500, _headers(passage))
-    await end(endpoint, passage)
-    return response
+    await settle(passage)
+    return _Leaving(response, partial(account, endpoint, passage))
+
+
+class _Leaving:
+    """A response on its way out, and what is done behind its last byte, also where there was no first.
+
+    That is a task of its own: what was written leaves before it begins.
+    """
+
+    def __init__(self, response: Response, behind: Callable[[], Coroutine[Any, Any, None]]):
+        self._response, self._behind = response, behind
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await self._response(scope, receive, send)
+        finally:
+            await asyncio.shield(self._behind())
 
 
 def _failed(passage: Passage, failure: Exception) -> RequestRefused:
@@ -327,25 +344,17 @@ def _note(passage: Passage, body: dict[str, Any]) -> None:
     passage.generate_ms = float(timing.get("total_ms", passage.engine_s * 1000))
 
 
-class _Streamed(StreamingResponse):
-    """A streamed answer. It ends, is counted and recorded even if its caller left before its first piece."""
+def _streamed(endpoint: Endpoint, passage: Passage, reply: Reply) -> _Leaving:
+    pieces = _stream(passage, reply)
 
-    def __init__(self, endpoint: Endpoint, passage: Passage, reply: Reply):
-        self._pieces = _stream(passage, reply)
-        self._endpoint, self._passage, self._reply = endpoint, passage, reply
-        super().__init__(self._pieces, 200, _headers(passage), "text/event-stream")
-        passage.status, passage.code = 499, "caller_left"  # until its last piece leaves
+    async def behind() -> None:
+        await pieces.aclose()
+        await reply.close()
+        await end(endpoint, passage)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            await asyncio.shield(self._end())
-
-    async def _end(self) -> None:
-        await self._pieces.aclose()
-        await self._reply.close()
-        await end(self._endpoint, self._passage)
+    response = StreamingResponse(pieces, 200, _headers(passage), "text/event-stream")
+    passage.status, passage.code = 499, "caller_left"  # until its last piece leaves
+    return _Leaving(response, behind)
 
 
 async def _stream(passage: Passage, reply: Reply) -> AsyncGenerator[bytes]:
@@ -401,12 +410,22 @@ def _filtered(passage: Passage) -> dict[str, Any]:
 
 
 async def end(endpoint: Endpoint, passage: Passage) -> None:
-    """Settle the limits, count and record: for answers and refusals alike."""
-    passage.total_s = time.monotonic() - passage.started
-    endpoint.meter.in_flight.dec()
+    """Settle and account for a request that is over: for answers and refusals alike."""
+    await settle(passage)
+    await account(endpoint, passage)
+
+
+async def settle(passage: Passage) -> None:
+    """What it took of the limits; of a whole answer before it leaves, for its caller may ask on at once."""
     if passage.admission:
         await passage.admission.settle(passage.prompt_tokens + passage.completion_tokens)
         passage.admission.release()
+
+
+async def account(endpoint: Endpoint, passage: Passage) -> None:
+    """Count and record."""
+    passage.total_s = time.monotonic() - passage.started
+    endpoint.meter.in_flight.dec()
     terms = endpoint.terms(passage.project)
     tokens = passage.prompt_tokens + passage.completion_tokens
     passage.cost_usd = tokens / 1000 * terms.answers.usd_per_1k_tokens

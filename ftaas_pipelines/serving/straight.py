@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 
 class Straight(APIRoute):
-    """A route whose endpoint takes the HTTP request and gives the response.
+    """A route whose endpoint takes the HTTP request and gives a response, or any application that sends one.
 
     FastAPI's own handling (dependencies, exit stacks, reading and writing bodies) costs as much as a
     request's whole way through the gateway.
