@@ -1,11 +1,12 @@
 """What the guard reads of requests and answers in OpenAI's shapes, and where what it redacted is put back.
 
-It reads the texts of messages and of answers, and the arguments of tools' calls. Log probabilities tell a
+It reads the texts of messages and of answers, the arguments of tools' calls, and all that tools say of
+themselves. Log probabilities tell a
 text as well: they leave with it, and not at all where something in it was redacted.
 """
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
 
 import orjson
 
@@ -14,10 +15,11 @@ from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest
 
 Kind = Literal["chat", "completion"]
 Text = dict[str, Any]  # role, content
+_BETWEEN = "\ue000"  # for private use, says Unicode: between the names and texts of tools
 
 
-def texts_of(asked: ChatRequest | CompletionRequest) -> list[Text]:
-    """The texts of a prompt in order: each message's, and behind it the arguments of its calls."""
+def texts_of(asked: ChatRequest | CompletionRequest, body: dict[str, Any]) -> list[Text]:
+    """The texts of a prompt in order: each message's, behind it its calls' arguments; last those of tools."""
     if isinstance(asked, CompletionRequest):
         return asked.messages_of()
     found: list[Text] = []
@@ -25,7 +27,27 @@ def texts_of(asked: ChatRequest | CompletionRequest) -> list[Text]:
         found.append({k: v for k, v in message.items() if k != "tool_calls"})
         for call in message.get("tool_calls", ()):
             found.append({"role": "call", "content": orjson.dumps(call["function"]["arguments"]).decode()})
+    if body.get("tools"):
+        strings: list[str] = []
+
+        def noted(text: str) -> str:
+            strings.append(text.replace(_BETWEEN, ""))
+            return text
+
+        _each(body["tools"], noted)
+        found.append({"role": "tools", "content": _BETWEEN.join(strings)})
     return found
+
+
+def _each(value: Any, new: Callable[[str], str]) -> Any:
+    """JSON with each of its strings, names too, made new."""
+    if isinstance(value, str):
+        return new(value)
+    if isinstance(value, list):
+        return [_each(part, new) for part in cast(list[Any], value)]
+    if isinstance(value, dict):
+        return {new(key): _each(part, new) for key, part in cast(dict[str, Any], value).items()}
+    return value
 
 
 def put_back(kind: Kind, body: dict[str, Any], texts: Sequence[Text]) -> dict[str, Any]:
@@ -42,7 +64,10 @@ def put_back(kind: Kind, body: dict[str, Any], texts: Sequence[Text]) -> dict[st
                 for call in given["tool_calls"]
             ]
         messages.append(message)
-    return {"messages": messages}
+    if not body.get("tools"):
+        return {"messages": messages}
+    strings = iter(next(left).split(_BETWEEN))
+    return {"messages": messages, "tools": _each(body["tools"], lambda _: next(strings, ""))}
 
 
 def _content(given: Any, text: str) -> Any:

@@ -218,7 +218,7 @@ async def admit(endpoint: Endpoint, passage: Passage) -> None:
     endpoint.routes.require_known(asked.model)
     most = endpoint.routes.max_new_tokens(asked.model)
     wanted = min(asked.max_completion_tokens or asked.max_tokens or most, most)
-    passage.messages = guarded.texts_of(asked)
+    passage.messages = guarded.texts_of(asked, passage.body)
     if len(passage.messages) > MOST_MESSAGES:
         raise RequestRefused(400, f"More than {MOST_MESSAGES} messages", "invalid_value", "messages")
     characters = sum(len(m["content"]) for m in passage.messages)

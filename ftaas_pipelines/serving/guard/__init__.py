@@ -19,6 +19,7 @@ from ftaas_pipelines.serving.openai_shapes import RequestRefused
 __all__ = ["Guard", "GuardStream", "InputRefused", "Noticed", "OutputRefused"]
 
 Where = Literal["input", "output"]
+_NO_PROSE = ("call", "tools")  # JSON, and names beside texts: in no language
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Guard:
         for message, text in zip(messages, texts, strict=True):
             spots = self._input.spots(text)
             noticed += _counted(spots, "input")
-            noticed += _whole_input(self.rules.input, text)
+            noticed += _whole_input(self.rules.input, text, message["role"] not in _NO_PROSE)
             new = spotting.redacted(text, spots)
             passed.append(message if new == text else {**message, "content": new})
         if any(n.action == "refuse" for n in noticed):
@@ -197,8 +198,8 @@ def _counted(spots: Sequence[Spot], where: Where) -> list[Noticed]:
     return [Noticed(rule, kind, action, count, where) for (rule, kind, action), count in sorted(seen.items())]
 
 
-def _whole_input(rules: InputSide, text: str) -> list[Noticed]:
-    found = _whole(rules, text, "input")
+def _whole_input(rules: InputSide, text: str, prose: bool) -> list[Noticed]:
+    found = _whole(rules, text, "input") if prose else []
     if rules.injection != "off" and (kinds := injection.kinds(text)):
         found += [Noticed("injection", kind, rules.injection, 1, "input") for kind in kinds]
     return found
