@@ -55,7 +55,7 @@ def _adapter(loaded: Loaded, recipe: Recipe) -> Definition:
         context: dg.AssetExecutionContext, launcher: SubprocessLauncher, tracking: Tracking
     ) -> Iterator[Any]:
         line = open_line(loaded.name, settings.load())
-        with attempt(context, line, name):
+        with attempt(context, line, name, more=True):
             line.require_known_actor(name)
             requirement = line.training_requirement()
             reviewing.reread(line, requirement, name)

@@ -34,7 +34,7 @@ def _dataset(loaded: Loaded) -> Definition:
     )
     def dataset(context: dg.AssetExecutionContext, launcher: SubprocessLauncher) -> dg.MaterializeResult[Any]:
         line = open_line(loaded.name, settings.load())
-        with attempt(context, line, "dataset"):  # a source out of reach is a failure of this asset
+        with attempt(context, line, "dataset", more=True):  # a source out of reach is a failure of this asset
             line.look(younger_than_s=_LOOKED_S)
             spec = line.dataset_spec()
         with attempt(context, line, "dataset", spec.input_digest):

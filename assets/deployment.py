@@ -55,7 +55,7 @@ def _deployment(loaded: Loaded, environment: str) -> Definition:
     def deployment(context: dg.AssetExecutionContext, tracking: Tracking):
         line = open_line(loaded.name, settings.load())
         asset_key = key(loaded, name)
-        with attempt(context, line, name):
+        with attempt(context, line, name, more=True):
             requirement = line.deployment_requirement(environment)
         found = gates.standing(line.ledger, requirement)
         with_release = key(loaded, "release") in context.job_def.asset_layer.selected_asset_keys

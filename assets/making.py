@@ -33,10 +33,11 @@ class Made:
 
 @contextlib.contextmanager
 def attempt(
-    context: dg.AssetExecutionContext, line: Line, asset: str, input_digest: str = ""
+    context: dg.AssetExecutionContext, line: Line, asset: str, input_digest: str = "", more: bool = False
 ) -> Iterator[None]:
     """Record that an asset is being made, and how that ends; the platform's errors become Dagster's.
 
+    Where `more` is to come before the asset is made, a good end is not recorded as its own.
     A refusal or a wrong input is never retried. Everything else is the run's retry policy's to judge.
     """
     home, project, run_id = line.settings.home, line.project.name, context.run_id
@@ -56,7 +57,8 @@ def attempt(
     except BaseException as error:
         activity.note(home, project, asset, "failed", run_id, input_digest, error)
         raise
-    activity.note(home, project, asset, "done", run_id, input_digest)
+    if not more:
+        activity.note(home, project, asset, "done", run_id, input_digest)
 
 
 def by_stage(
