@@ -24,6 +24,7 @@ from collector import Collector, attributes
 from conftest import ROOT
 from prometheus_client.parser import text_string_to_metric_families
 from serving_house import CAUSAL, House, free_port, random_adapter
+from starlette.datastructures import Headers
 from starlette.requests import Request
 
 from ftaas_pipelines.projects.answers import AnswerPolicy
@@ -345,12 +346,30 @@ def test_no_span_and_no_log_line_tells_a_text_or_a_key(house: House, collector: 
         assert text.encode() not in told and json.dumps(text)[1:-1].encode() not in told, text
 
 
+def answered(opened: traces.Traces, sent: list[dict[str, str]]) -> tuple[int, Headers]:
+    """One request, answered and sent: status and headers."""
+    said: list[Any] = []
+
+    async def send(message: Any) -> None:
+        said.append(message)
+
+    async def receive() -> Any:
+        raise AssertionError("a whole answer reads nothing")
+
+    async def whole() -> None:
+        answer = await request.answer(passing(opened, sent), asking(), "chat")
+        await answer({"type": "http"}, receive, send)
+
+    asyncio.run(whole())
+    return said[0]["status"], Headers(raw=said[0]["headers"])
+
+
 def test_the_engine_is_told_whose_work_it_does(collector: Collector, opened: traces.Traces) -> None:
     sent: list[dict[str, str]] = []
-    answer = asyncio.run(request.answer(passing(opened, sent), asking(), "chat"))
-    assert answer.status_code == 200
+    status, headers = answered(opened, sent)
+    assert status == 200
     opened.close()
-    root, below = collector.trace(answer.headers["x-request-id"])
+    root, below = collector.trace(headers["x-request-id"])
     (generate,) = [s for s in below if s.name == "generate"]
     assert sent == [{"traceparent": f"00-{root.trace_id.hex()}-{generate.span_id.hex()}-01"}]
 
@@ -359,8 +378,7 @@ def test_a_sender_that_dies_loses_spans_and_no_request(opened: traces.Traces) ->
     (sender,) = [c for c in psutil.Process().children() if "trace_sender" in " ".join(c.cmdline())]
     sender.kill()
     time.sleep(0.2)
-    answers = [asyncio.run(request.answer(passing(opened, []), asking(), "chat")) for _ in range(3)]
-    assert [a.status_code for a in answers] == [200] * 3 and opened.lost == 3
+    assert [answered(opened, [])[0] for _ in range(3)] == [200] * 3 and opened.lost == 3
 
 
 def test_nothing_of_the_sdk_is_loaded_where_no_collector_is_named() -> None:
