@@ -108,9 +108,8 @@ def _in_process(
 
     from ftaas_pipelines.definitions import build
 
-    logging.getLogger("dagster").setLevel(logging.CRITICAL)
-    # It says of checks behind a closed gate that nothing waits for them; nothing goes past them either.
-    logging.getLogger("dagster._core.execution.plan.active").setLevel(logging.CRITICAL)
+    # Its events are told. Python would print its loggers' warnings, and Dagster sets their level itself.
+    logging.getLogger("dagster").addHandler(logging.NullHandler())
     definitions = build(settings, only=project)
     job = definitions.resolve_implicit_global_asset_job_def()
     run_id = make_new_run_id()
