@@ -8,7 +8,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import httpx
 import openai
 import psutil
 import pytest
+from callers import eventually, refused
 from serving_house import CAUSAL, House, random_adapter
 from starlette.requests import Request
 
@@ -26,6 +27,7 @@ from ftaas_pipelines.serving.access import keys
 from ftaas_pipelines.serving.access.caller import Allowance
 from ftaas_pipelines.serving.desired import Terms
 from ftaas_pipelines.serving.incoming import MOST_BYTES
+from ftaas_pipelines.serving.passage import Passage
 
 PATH = "/v1/chat/completions"
 QUESTION = [{"role": "user", "content": "What does fault E42 mean?"}]
@@ -44,19 +46,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def body(**changes: Any) -> dict[str, Any]:
     return {"model": "alpha", "messages": QUESTION, **changes}
-
-
-def refused(answer: httpx.Response, status: int, code: str) -> None:
-    assert answer.status_code == status, answer.text[:300]
-    error = answer.json()["error"]
-    assert error["code"] == code and error["message"] and error["type"]
-
-
-def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +207,7 @@ def test_a_stream_whose_caller_left_before_it_began_is_ended_all_the_same(
     """Else its place among the requests at once would be taken for ever."""
     ended: list[tuple[int, str]] = []
 
-    async def end(_: Any, passage: request.Passage) -> None:
+    async def end(_: Any, passage: Passage) -> None:
         ended.append((passage.status, passage.code))
 
     class Reply:
@@ -235,7 +224,7 @@ def test_a_stream_whose_caller_left_before_it_began_is_ended_all_the_same(
 
     monkeypatch.setattr(request, "end", end)
     reply, scope = Reply(), {"type": "http", "asgi": {"spec_version": "2.3"}}
-    passage = request.Passage(Request(scope), "chat")
+    passage = Passage(Request(scope), "chat")
     stream: Any = request._streamed
     asyncio.run(stream(None, passage, reply)(scope, left, nowhere))
     assert ended == [(499, "caller_left")] and reply.closed

@@ -38,22 +38,12 @@ def application(endpoint: Endpoint, supervisor: Supervisor) -> FastAPI:
 def _api(app: FastAPI, endpoint: Endpoint, supervisor: Supervisor) -> None:
     app.router.route_class = Straight
 
-    @app.post(
-        "/v1/chat/completions",
-        response_model=None,
-        responses=description.CHAT,
-        openapi_extra=described(ChatRequest),
-    )
+    @app.post("/v1/chat/completions", responses=description.CHAT, openapi_extra=described(ChatRequest))
     async def chat_completions(http: Request) -> ASGIApp:  # pyright: ignore[reportUnusedFunction]
         """Answer a conversation."""
         return await request.answer(endpoint, http, "chat")
 
-    @app.post(
-        "/v1/completions",
-        response_model=None,
-        responses=description.TEXT,
-        openapi_extra=described(CompletionRequest),
-    )
+    @app.post("/v1/completions", responses=description.TEXT, openapi_extra=described(CompletionRequest))
     async def completions(http: Request) -> ASGIApp:  # pyright: ignore[reportUnusedFunction]
         """Answer a text; the model reads it as one user message."""
         return await request.answer(endpoint, http, "completion")

@@ -1,8 +1,8 @@
 """What the guard reads of requests and answers in OpenAI's shapes, and where what it redacted is put back.
 
 It reads the texts of messages and of answers, the arguments of tools' calls, and all that tools say of
-themselves. Log probabilities tell a
-text as well: they leave with it, and not at all where something in it was redacted.
+themselves. Log probabilities tell a text as well: they leave with it, and not at all where something in it
+was redacted.
 """
 
 from collections.abc import Callable, Sequence

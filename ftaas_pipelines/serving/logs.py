@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.serving.request import Passage
+    from ftaas_pipelines.serving.passage import Passage
 
 _STDOUT = 1
 _GATHER_S = 0.05  # lines of so long go in one write

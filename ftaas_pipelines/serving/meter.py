@@ -13,7 +13,7 @@ from prometheus_client import (
 )
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.serving.request import Passage
+    from ftaas_pipelines.serving.passage import Passage
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _SHORT = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.015, 0.03, 0.1, 0.5)

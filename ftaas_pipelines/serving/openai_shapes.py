@@ -189,8 +189,8 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
-# What other servers know and would change an answer, with the value at which it does not.
-_UNKNOWN = {
+# What changes an answer elsewhere, and the value at which it changes none.
+_NOT_DONE = {
     **dict.fromkeys(
         ("tools", "response_format", "functions", "function_call", "logit_bias", "echo", "suffix")
     ),
@@ -228,7 +228,7 @@ class Request(BaseModel):
     def _nothing_ignored(self) -> "Request":
         """What would change the answer and is not done here is refused, never silently dropped."""
         extra = self.model_extra or {}
-        for name, neutral in _UNKNOWN.items():
+        for name, neutral in _NOT_DONE.items():
             if (value := extra.get(name)) and value != neutral:
                 raise ValueError(f"'{name}' is not supported")
         return self

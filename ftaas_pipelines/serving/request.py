@@ -9,7 +9,6 @@ recorded. `docs/serving.md` follows one request through this page.
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -24,16 +23,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ftaas_pipelines.serving import guarded, incoming, logs, upstream
 from ftaas_pipelines.serving.access import Access
-from ftaas_pipelines.serving.access.caller import Caller
-from ftaas_pipelines.serving.access.limits import Admission, Limits
+from ftaas_pipelines.serving.access.limits import Limits
 from ftaas_pipelines.serving.desired import Terms
-from ftaas_pipelines.serving.guard import Guard, InputRefused, Noticed, OutputRefused
+from ftaas_pipelines.serving.guard import Guard, InputRefused, OutputRefused
 from ftaas_pipelines.serving.guarded import GuardedChoice
 from ftaas_pipelines.serving.inference_log import Answered, InferenceLog
 from ftaas_pipelines.serving.meter import Meter
 from ftaas_pipelines.serving.openai_shapes import ChatRequest, CompletionRequest, RequestRefused, invalid
+from ftaas_pipelines.serving.passage import Passage
 from ftaas_pipelines.serving.routing import Routes, Target
-from ftaas_pipelines.serving.traces import Trace, Traces, step
+from ftaas_pipelines.serving.traces import Traces, step
 from ftaas_pipelines.serving.upstream import Reply
 
 MOST_MESSAGES = 2048
@@ -58,62 +57,6 @@ class Endpoint:
     terms: Callable[[str], Terms]
     traces: Traces | None = None
     shadows: set["asyncio.Task[None]"] = field(default_factory=set["asyncio.Task[None]"])
-
-
-@dataclass
-class Passage:
-    """One request on its way, and what is known of it so far."""
-
-    http: Request
-    kind: Literal["chat", "completion"]
-    at: float = field(default_factory=time.time)
-    started: float = field(default_factory=time.monotonic)
-    id: str = ""
-    caller: Caller | None = None
-    asked: ChatRequest | CompletionRequest | None = None
-    body: dict[str, Any] = field(default_factory=dict[str, Any])
-    admission: Admission | None = None
-    guard: Guard | None = None
-    messages: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-    noticed: list[Noticed] = field(default_factory=list[Noticed])
-    target: Target | None = None
-    answer: str = ""
-    finish: str = ""
-    status: int = 200
-    code: str = ""
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    queue_ms: float = 0.0
-    first_token_s: float = 0.0
-    generate_ms: float = 0.0  # from the engine's taking it in to the last token, as the engine says
-    engine_s: float = 0.0
-    total_s: float = 0.0
-    cost_usd: float = 0.0
-    shadow_of: str = ""
-    trace: Trace | None = None
-
-    def __post_init__(self) -> None:
-        self.id = ("chatcmpl-" if self.kind == "chat" else "cmpl-") + uuid.uuid4().hex
-
-    @property
-    def project(self) -> str:
-        return self.asked.model if self.asked else ""
-
-    @property
-    def project_label(self) -> str:
-        """For metrics: only projects that are known here, so that callers cannot grow the table."""
-        return self.project if self.admission or self.shadow_of else "unknown"
-
-    @property
-    def release(self) -> str:
-        return self.target.release.release if self.target else ""
-
-    @property
-    def variant(self) -> str:
-        return self.target.variant if self.target else ""
-
-    def refused(self, why: RequestRefused) -> None:
-        self.status, self.code = why.status, why.code or "refused"
 
 
 async def answer(endpoint: Endpoint, http: Request, kind: Literal["chat", "completion"]) -> ASGIApp:

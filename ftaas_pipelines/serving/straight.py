@@ -1,5 +1,6 @@
 """Routes that FastAPI describes, but does not stand in the way of."""
 
+from collections.abc import Callable
 from typing import Any
 
 from fastapi.routing import APIRoute
@@ -14,6 +15,10 @@ class Straight(APIRoute):
     FastAPI's own handling (dependencies, exit stacks, reading and writing bodies) costs as much as a
     request's whole way through the gateway.
     """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any):
+        options["response_model"] = None  # it is the endpoint that writes the body
+        super().__init__(path, endpoint, **options)
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["method"] not in (self.methods or ()):

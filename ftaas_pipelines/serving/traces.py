@@ -29,7 +29,7 @@ import orjson
 from ftaas_pipelines.serving.openai_shapes import RequestRefused
 
 if TYPE_CHECKING:
-    from ftaas_pipelines.serving.request import Passage
+    from ftaas_pipelines.serving.passage import Passage
 
 CLOSE_S = 3.0  # longest that the end of the gateway waits for a collector
 _ROOM_BYTES = 4 << 20  # of what waits for the sender
