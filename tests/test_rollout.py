@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import dagster as dg
 import numpy as np
 import pytest
+from callers import eventually
+from rollouts import NEW, OLD, release, tried
 from serving_house import CAUSAL, House, approve, random_adapter
 
 from ftaas_pipelines.cli.main import main
@@ -19,55 +21,17 @@ from ftaas_pipelines.governance.gates import Requirement
 from ftaas_pipelines.governance.ledger import open_ledger
 from ftaas_pipelines.projects.rollout import Condition, Rollout
 from ftaas_pipelines.serving import answers, asking, deployments
-from ftaas_pipelines.serving.desired import Folder, ReleaseToServe, Terms, Trial, Wanted
+from ftaas_pipelines.serving.desired import Folder, Terms, Trial, Wanted
 from ftaas_pipelines.serving.inference_log import Answered, Feedback, InferenceLog
 from ftaas_pipelines.serving.rollout import acting, judging, windows
 from ftaas_pipelines.serving.rollout.judging import judge
 from ftaas_pipelines.serving.rollout.watch import Watch
-from ftaas_pipelines.serving.rollout.windows import Traffic
 from ftaas_pipelines.settings import Settings
 from ftaas_pipelines.store import digest_of
 from resources.tracking import Tracking
 from sensors.champions import champions_sensor
 
-NOW = 1_800_000_000.0
-OLD, NEW = "a" * 64, "b" * 64
 QUESTION = [{"role": "user", "content": "What does fault E42 mean?"}]
-
-
-def release(digest: str, project: str = "alpha") -> ReleaseToServe:
-    facts = dict.fromkeys(("bento", "bento_path", "adapter", "adapter_path", "base", "base_path"), "d" * 64)
-    return ReleaseToServe(
-        project=project, release=digest, runtime="r", family="causal", max_new_tokens=8, **facts
-    )
-
-
-def rows(digest: str, count: int, ago: float = 60.0, **changes: Any) -> Traffic:
-    """So many requests of a release, all good unless told, `ago` seconds before NOW."""
-    values: dict[str, Any] = {
-        "at": NOW - ago,
-        "release": digest,
-        "variant": "",
-        "status": 200,
-        "tokens": 10.0,
-        "total_ms": 100.0,
-        "first_token_ms": 20.0,
-        "guarded": False,
-        "thumb": 0,
-        "unit": "caller",
-        **changes,
-    }
-    kinds = {"release": object, "variant": object, "unit": object}
-    return Traffic(
-        **{k: np.array(np.broadcast_to(np.array(v, kinds.get(k)), count)) for k, v in values.items()}
-    )
-
-
-def tried(kind: Any = "canary", since: float = 600.0, **rules: Any) -> Wanted:
-    """OLD serves since long, NEW is tried since so many seconds."""
-    rollout = Rollout.model_validate(rules)
-    trial = Trial(release=release(NEW), kind=kind, percent=50, since=NOW - since, rollout=rollout)
-    return Wanted(release=release(OLD), trial=trial, since=NOW - 86_400 * 9)
 
 
 # -- acting, without an endpoint ---------------------------------------------------------------------
@@ -297,13 +261,6 @@ class Asking:
         self.over.set()
         for thread in self.threads:
             thread.join()
-
-
-def eventually(true: Callable[[], bool], within_s: float = 120.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def stands(house: House) -> Wanted:

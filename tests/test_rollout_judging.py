@@ -9,26 +9,19 @@ import numpy as np
 import pytest
 import yaml
 from pydantic import ValidationError
+from rollouts import NEW, NOW, OLD, release, tried
 
 from ftaas_pipelines.errors import InputInvalid
 from ftaas_pipelines.projects import yaml_lines
 from ftaas_pipelines.projects.project import Project
 from ftaas_pipelines.projects.rollout import Condition, Rollout
-from ftaas_pipelines.serving.desired import ReleaseToServe, Terms, Trial, Wanted
+from ftaas_pipelines.serving.desired import Terms, Wanted
 from ftaas_pipelines.serving.rollout import comparison, judging, sequential, windows
 from ftaas_pipelines.serving.rollout.comparison import Tried
 from ftaas_pipelines.serving.rollout.judging import judge
 from ftaas_pipelines.serving.rollout.windows import Traffic
 
-NOW = 1_800_000_000.0
-OLD, NEW, OLDER = "a" * 64, "b" * 64, "c" * 64
-
-
-def release(digest: str, project: str = "alpha") -> ReleaseToServe:
-    facts = dict.fromkeys(("bento", "bento_path", "adapter", "adapter_path", "base", "base_path"), "d" * 64)
-    return ReleaseToServe(
-        project=project, release=digest, runtime="r", family="causal", max_new_tokens=8, **facts
-    )
+OLDER = "c" * 64
 
 
 def rows(digest: str, count: int, ago: float = 60.0, **changes: Any) -> Traffic:
@@ -56,13 +49,6 @@ def mixed(digest: str, count: int, bad: int, ago: float = 60.0, **how: Any) -> T
     """The first `bad` of them fail, or are as `how` says."""
     how = how or {"status": 500}
     return windows.together([rows(digest, bad, ago, **how), rows(digest, count - bad, ago)])
-
-
-def tried(kind: Any = "canary", since: float = 600.0, **rules: Any) -> Wanted:
-    """OLD serves since long, NEW is tried since so many seconds."""
-    rollout = Rollout.model_validate(rules)
-    trial = Trial(release=release(NEW), kind=kind, percent=50, since=NOW - since, rollout=rollout)
-    return Wanted(release=release(OLD), trial=trial, since=NOW - 86_400 * 9)
 
 
 def served(since: float = 600.0, pinned: bool = False, history: bool = True, **rules: Any) -> Wanted:

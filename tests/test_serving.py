@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from callers import eventually
 from serving_house import CAUSAL as BASE
 from serving_house import SEQ2SEQ, House, build, random_adapter, whole_model
 
@@ -41,13 +42,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         yield made
     finally:
         made.close()
-
-
-def eventually(true: Callable[[], bool], within_s: float = 60.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
 
 
 def test_the_same_inputs_make_the_same_bento(house: House, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from callers import eventually
 from serving_house import CAUSAL, House, random_adapter
 
 from ftaas_pipelines.serving import answers, deployments
@@ -153,14 +154,6 @@ def right(house: House) -> dict[str, str]:
     }
     assert len(set(said.values())) > 3, "answers that cannot be told apart prove nothing"
     return said
-
-
-def eventually(true: Callable[[], bool], within_s: float = 90.0) -> float:
-    began = time.monotonic()
-    while not true():
-        assert time.monotonic() - began < within_s, "it did not happen in time"
-        time.sleep(0.05)
-    return time.monotonic() - began
 
 
 def missing(folder: Path, ended: list[Ended], before: float = float("inf")) -> list[str]:

@@ -5,7 +5,7 @@ import datetime
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import httpx
 import openai
 import pytest
 import trustme
+from callers import eventually
 from serving_house import CAUSAL, House, random_adapter
 
 from ftaas_pipelines.errors import FtaasError, InputInvalid
@@ -154,13 +155,6 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
         yield made
     finally:
         made.house.close()
-
-
-def eventually(true: Callable[[], bool], within_s: float = 15.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def test_clients_come_in_by_tls_and_the_platform_asks_by_it(secure: Secure) -> None:

@@ -1,13 +1,13 @@
 """A server of somebody else's behind the endpoint: vLLM's protocol, spoken by a stand-in."""
 
 import json
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
+from callers import eventually
 from openai_server import KEY, OpenAIServer
 from pydantic import ValidationError
 from serving_house import CAUSAL, House, random_adapter
@@ -46,13 +46,6 @@ def behind(house: House, server: OpenAIServer, number: int = 0, **changes: Any) 
     return house.releases["alpha"][number].model_copy(
         update={"upstream": Upstream.model_validate(values), "max_new_tokens": 24}
     )
-
-
-def eventually(true: Callable[[], bool], within_s: float = 20.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not true():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.05)
 
 
 def ask(house: House, **more: Any) -> Any:
